@@ -1,0 +1,335 @@
+"""What a recipe may say. A frozen model per section; reading YAML into it is `recipe_file.py`. Imports no torch.
+
+Every section holds at most a dozen fields, and where one choice makes other fields meaningless the choice is a union
+on `kind`, so that a wrong pairing is refused when the file is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from pipeline.types import Divergence
+from teachers.config import MAX_TEACHERS, Dtype, Section, TeacherConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="letters, digits, - and _")]
+
+
+# ---- the student ----
+
+
+class NewModel(Section):
+    """A small model made on the spot with random weights, and a tokenizer that needs no download."""
+
+    architecture: Literal["qwen3", "llama", "gemma2", "deepseek_v4"] = "qwen3"
+    hidden_size: Positive = 128
+    layers: Positive = 4
+    heads: Positive = 4
+    context: Positive = 512
+    tokenizer: Literal["characters"] = "characters"
+
+
+class Lora(Section):
+    rank: Positive = 32
+    alpha: Positive = 64
+    dropout: Fraction = 0.0
+    targets: str | tuple[str, ...] = Field("all-linear", description="peft's target_modules")
+
+
+class FullTuning(Section):
+    kind: Literal["full"] = "full"
+
+
+class LoraTuning(Lora):
+    kind: Literal["lora"]
+
+
+def _named(value: Any) -> Any:
+    """`tune: lora` is short for `tune: {kind: lora}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind"), BeforeValidator(_named)]
+Model = Annotated[
+    Annotated[str, Tag("name")] | Annotated[NewModel, Tag("new")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "new"),
+]
+
+
+class Student(Section):
+    model: Model = Field(description="hub name, local folder, prepared:NAME, or a new model's shape")
+    revision: str | None = None
+    tune: Tuning = FullTuning()
+    dtype: Dtype = "bfloat16"
+    gradient_checkpointing: bool = False
+    chat_template: Path | None = Field(None, description="a Jinja file, instead of the tokenizer's own template")
+
+
+# ---- prompts ----
+
+
+class Columns(Section):
+    """Which column of a data set holds what. Unset ones are found by the ecosystem's usual names."""
+
+    messages: str | None = None
+    prompt: str | None = None
+    text: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    domain: str | None = None
+    privileged: str | None = None
+
+
+Checker = Annotated[str, Field(pattern=r"^(exact|numeric|none|.+\.py:[A-Za-z_]\w*)$")]
+
+
+class SourceBase(Section):
+    weight: Weight = 1.0
+    checker: Checker = "exact"
+    private: bool = False
+
+
+class DatasetSource(SourceBase):
+    kind: Literal["dataset"]
+    path: str = Field(min_length=1, description="hub name, or a local jsonl, json, parquet or csv file")
+    config: str | None = None
+    split: str = "train"
+    columns: Columns = Columns()
+    domain: Name | None = Field(None, description="default: the source's own name")
+    system: str | None = Field(None, description="a system prompt put before each conversation")
+    as_chat: bool = Field(True, description="false: prompts are raw text, no chat template")
+    limit: Positive | None = None
+
+
+class TaskSource(SourceBase):
+    kind: Literal["tasks"]
+    task: Name = Field(description="a generated task, see pipeline.tasks; its name is the domain")
+    count: Positive = 20_000
+    as_chat: bool = True
+
+
+Source = Annotated[DatasetSource | TaskSource, Field(discriminator="kind")]
+
+
+class Data(Section):
+    sources: dict[Name, Source] = Field(min_length=1)
+    mixing: Literal["fixed", "remaining_kl"] = Field("fixed", description="by weight, or weight × the KL that is left")
+    held_out: Positive = Field(200, description="prompts per source that training never sees")
+    max_prompt_tokens: Positive = 1024
+
+
+class Rollouts(Section):
+    kind: Literal["local"] = "local"
+    max_new_tokens: Positive = 512
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0: the whole vocabulary")
+    samples_per_prompt: Positive = 1
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    stop_token_ids: tuple[int, ...] = Field((), description="beside the model's own end tokens")
+    rows: Positive = Field(64, description="sequences decoded together; lower it when memory runs out")
+
+
+# ---- who is asked ----
+
+
+class ByDomain(Section):
+    """Each prompt goes to its domain's teacher, or is shared between several by fixed weights."""
+
+    kind: Literal["domain"] = "domain"
+    table: dict[str, str | dict[str, Weight]] = Field(
+        default_factory=dict, description="domain: teacher, or domain: {teacher: share}; default: of the same name"
+    )
+    default: str | None = Field(None, description="the teacher of domains that the table leaves out")
+
+
+class Mixture(Section):
+    """Every prompt is shared between the same teachers by fixed weights."""
+
+    kind: Literal["mixture"]
+    shares: dict[str, Weight] = Field(min_length=1)
+
+
+class AllTeachers(Section):
+    """Every prompt goes to every teacher, in equal shares."""
+
+    kind: Literal["all"]
+
+
+Routing = Annotated[ByDomain | Mixture | AllTeachers, Field(discriminator="kind"), BeforeValidator(_named)]
+
+
+# ---- the loss ----
+
+
+class ReverseKL(Section):
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+
+class ForwardKL(Section):
+    kind: Literal["forward_kl"]
+
+
+class JSD(Section):
+    kind: Literal["jsd"]
+    beta: float = Field(0.5, gt=0, lt=1, description="0 and 1 are identically zero: say reverse_kl or forward_kl")
+
+
+class SkewKL(Section):
+    kind: Literal["skew_kl", "skew_reverse_kl"]
+    alpha: float = Field(0.1, gt=0, lt=1)
+
+
+class TopKKL(Section):
+    kind: Literal["top_k_reverse_kl", "top_k_forward_kl"]
+    k: Positive = 32
+
+
+class TopKRenormalised(TopKKL):
+    tail: Literal[False] = False
+    mass_penalty: float = Field(0.0, ge=0, description="weight of -log(the student's mass on the kept entries)")
+
+
+class TopKWithTail(TopKKL):
+    tail: Literal[True]
+
+
+class PolicyGradient(Section):
+    kind: Literal["policy_gradient"]
+    ratio_low: float = Field(0.0, ge=0)
+    ratio_high: float = Field(2.0, gt=1)
+    advantage_clip: float = Field(5.0, gt=0)
+
+
+def _divergence_tag(value: Any) -> str:
+    if isinstance(value, Section):
+        return type(value).__name__
+    if not isinstance(value, dict):
+        return "unknown"
+    kind = value.get("kind", "reverse_kl")
+    if kind in ("top_k_reverse_kl", "top_k_forward_kl"):
+        return "TopKWithTail" if value.get("tail") is True else "TopKRenormalised"
+    names = {
+        "reverse_kl": "ReverseKL",
+        "forward_kl": "ForwardKL",
+        "jsd": "JSD",
+        "skew_kl": "SkewKL",
+        "skew_reverse_kl": "SkewKL",
+        "policy_gradient": "PolicyGradient",
+    }
+    return names.get(kind, "unknown") if isinstance(kind, str) else "unknown"
+
+
+DivergenceChoice = Annotated[
+    Annotated[ReverseKL, Tag("ReverseKL")]
+    | Annotated[ForwardKL, Tag("ForwardKL")]
+    | Annotated[JSD, Tag("JSD")]
+    | Annotated[SkewKL, Tag("SkewKL")]
+    | Annotated[TopKRenormalised, Tag("TopKRenormalised")]
+    | Annotated[TopKWithTail, Tag("TopKWithTail")]
+    | Annotated[PolicyGradient, Tag("PolicyGradient")],
+    Discriminator(_divergence_tag),
+    BeforeValidator(_named),
+]
+
+
+class Objective(Section):
+    divergence: DivergenceChoice = ReverseKL()
+    average: Literal["trajectory", "token"] = Field(
+        "trajectory", description="token lets long answers dominate; trajectory gives each answer the same weight"
+    )
+    anchor: float = Field(0.0, ge=0, description="weight of reverse KL to the initial student")
+    reference: float = Field(0.0, ge=0, description="weight of supervised loss on the prompts' references")
+    chunk_megabytes: Positive = Field(64, description="logits held at once; lower it when memory runs out")
+
+    def as_divergence(self) -> Divergence:
+        return Divergence(**self.divergence.model_dump())
+
+
+# ---- training, evaluation ----
+
+
+class Training(Section):
+    steps: Positive = 100
+    prompts_per_step: Positive = 64
+    tokens_per_forward: Positive = Field(16_384, description="padded tokens of one forward; lower it for less memory")
+    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    clip_norm: float = Field(1.0, gt=0)
+    checkpoint_every: Positive = 25
+    keep_checkpoints: Positive = 2
+
+
+class Evaluation(Section):
+    every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
+    prompts_per_domain: Positive = 100
+    max_new_tokens: Positive | None = Field(None, description="default: the rollout's")
+
+
+class Prepare(Section):
+    """A recipe that runs first, unless its result is there already; `set` overrides its keys by dotted path."""
+
+    recipe: Path
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+Comparison = Literal["parameter_average", "sft_on_teacher_samples"]
+
+
+class RecipeBase(Section):
+    """What both methods share."""
+
+    output: Path | None = Field(None, description="the run directory; default: runs/<the file's name>")
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, description="CPU threads for torch; 0: one per core this process may use")
+    prepare: dict[Name, Prepare] = Field(default_factory=dict)
+    student: Student
+    data: Data
+    rollout: Rollouts = Rollouts()
+    teachers: dict[Name, TeacherConfig] = Field(default_factory=dict, max_length=MAX_TEACHERS)
+    routing: Routing = ByDomain()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+
+class SftRecipe(RecipeBase):
+    """Supervised fine-tuning, on the data's references or on answers that the teachers write."""
+
+    method: Literal["sft"]
+    answers: Literal["reference", "teachers"] = "reference"
+
+    @model_validator(mode="after")
+    def _writers(self) -> SftRecipe:
+        if self.answers == "teachers" and not self.teachers:
+            raise ValueError("answers: teachers needs a teachers section with at least one teacher")
+        return self
+
+
+class DistillRecipe(RecipeBase):
+    """On-policy distillation: the student writes, the teachers score."""
+
+    method: Literal["distill"]
+    teachers: dict[Name, TeacherConfig] = Field(min_length=1, max_length=MAX_TEACHERS)
+    objective: Objective = Objective()
+    compare: tuple[Comparison, ...] = ()
+
+    @model_validator(mode="after")
+    def _full_support(self) -> DistillRecipe:
+        truncated = self.rollout.top_p < 1 or self.rollout.top_k > 0
+        if isinstance(self.objective.divergence, PolicyGradient) and truncated:
+            raise ValueError(
+                "policy_gradient needs the sampler's full support: its ratio is undefined where top_p or top_k "
+                "cut; set rollout.top_p to 1 and rollout.top_k to 0"
+            )
+        return self
+
+
+Recipe = Annotated[SftRecipe | DistillRecipe, Field(discriminator="method")]

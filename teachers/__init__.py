@@ -1,0 +1,1 @@
+"""What a teacher is, and every kind of teacher. Imports nothing from `pipeline`."""
