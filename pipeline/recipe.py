@@ -65,7 +65,7 @@ class Student(Section):
     model: Model = Field(description="hub name, local folder, prepared:NAME, or a new model's shape")
     revision: str | None = None
     tune: Tuning = FullTuning()
-    dtype: Dtype = "bfloat16"
+    dtype: Dtype = Field("float32", description="of the weights; bfloat16 suits LoRA, whose adapter stays in float32")
     gradient_checkpointing: bool = False
     chat_template: Path | None = Field(None, description="a Jinja file, instead of the tokenizer's own template")
 
@@ -264,6 +264,7 @@ class Training(Section):
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     clip_norm: float = Field(1.0, gt=0)
+    mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16: products in bf16 over fp32 weights")
     checkpoint_every: Positive = 25
     keep_checkpoints: Positive = 2
 

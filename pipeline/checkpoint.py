@@ -1,0 +1,106 @@
+"""Files that are whole or not there, and the checkpoints made of them.
+
+A checkpoint is a folder `checkpoints/step-000025` that appears by one rename, after everything in it has reached the
+disk. What a kill leaves behind is a `.partial` folder, which the next start removes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import RunError
+from pipeline.files import sync_folder, write_json
+
+_STEP = re.compile(r"^step-(\d{6,})$")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What training needs to go on bit by bit: step is the number of updates made.
+
+    weights: the trainable tensors by name. optimizer: its `state_dict`. progress: small JSON values (mixing, totals).
+    """
+
+    step: int
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    progress: Mapping[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Writes `folder/step-NNNNNN` atomically, then removes all but the newest `keep`."""
+    final = folder / f"step-{checkpoint.step:06d}"
+    with whole_folder(final) as partial:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}, partial / "weights.safetensors"
+        )
+        torch.save(dict(checkpoint.optimizer), partial / "optimizer.pt")
+        write_json(partial / "progress.json", {"step": checkpoint.step, **checkpoint.progress})
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads a checkpoint onto the CPU. Raises RunError where a file of it is missing or damaged."""
+    try:
+        progress = json.loads((path / "progress.json").read_text())
+        weights = load_file(path / "weights.safetensors")
+        optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError, UnpicklingError, SafetensorError) as error:
+        raise RunError(
+            f"{path}: this checkpoint cannot be read ({error}); remove the folder to resume from the one before it"
+        ) from error
+    return Checkpoint(progress.pop("step"), weights, optimizer, progress)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.match(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `final` only if nothing failed; an older `final` is replaced."""
+    partial = final.with_name(final.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    sync_folder(final.parent)
+
+
+def remove_partial(run: Path) -> None:
+    """Removes what a killed process left half-written anywhere in a run directory."""
+    for path in sorted(run.rglob("*.partial"), reverse=True):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""What a step came to, as numbers that are the same whenever the step is run again.
+
+Sums are kept per process as plain floats, merged in rank order, and divided once at the end.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.types import Rollout, StepOutput, TrainingBatch
+
+
+@dataclass
+class Sums:
+    """Running sums of one process over one step: `total[name]` and how many values it came from."""
+
+    total: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    count: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Adds the finite entries of `values`: NaN marks what was not measured."""
+        finite = values[values.isfinite()].double()
+        self.total[name] += float(finite.sum())
+        self.count[name] += finite.numel()
+
+    def mean(self, name: str) -> float:
+        return self.total[name] / self.count[name]
+
+
+def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
+    """Adds one forward's per-token values: KL per teacher and per domain, entropy, overlap, mass in support."""
+    sums.total["loss"] += float(output.loss.detach())
+    sums.total["nll"] += float(output.nll)
+    sums.add("entropy", output.entropy)
+    sums.add("logprob", output.label_logprobs)
+    for target in output.targets:
+        sums.add(f"kl/teacher/{target.teacher}", target.divergence)
+        sums.add("overlap", target.overlap)
+        sums.add("mass_in_support", target.mass)
+        group = batch.group[target.positions]
+        for index in group.unique().tolist():
+            sums.add(f"kl/domain/{batch.domains[index]}", target.divergence[group == index])
+
+
+def merge(parts: Sequence[Sums]) -> Sums:
+    """The sums of all processes, in rank order."""
+    whole = Sums()
+    for part in parts:
+        for name, value in part.total.items():
+            whole.total[name] += value
+        for name, value in part.count.items():
+            whole.count[name] += value
+    return whole
+
+
+def divergence_by(sums: Sums, what: str) -> dict[str, float]:
+    """Mean KL per token by `what`: teacher or domain."""
+    prefix = f"kl/{what}/"
+    return {
+        name.removeprefix(prefix): sums.mean(name)
+        for name in sorted(sums.count)
+        if name.startswith(prefix) and sums.count[name]
+    }
+
+
+def describe(sums: Sums) -> dict[str, Any]:
+    """The part of a metrics line that comes from the forwards."""
+    line: dict[str, Any] = {"loss": sums.total["loss"], "nll": sums.total["nll"]}
+    line["kl"] = {"teacher": divergence_by(sums, "teacher"), "domain": divergence_by(sums, "domain")}
+    for name in ("entropy", "logprob", "overlap", "mass_in_support"):
+        if sums.count.get(name):
+            line[name] = sums.mean(name)
+    return line
+
+
+def describe_rollouts(rollouts: Sequence[Rollout], scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Tokens, lengths, truncation, and the checker's mean score per domain, over all of a step's rollouts."""
+    lengths = [len(rollout.completion_ids) for rollout in rollouts]
+    return {
+        "rows": len(rollouts),
+        "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in rollouts),
+        "tokens": sum(sum(rollout.trainable) for rollout in rollouts),
+        "length": {"mean": fmean(lengths), "max": max(lengths)},
+        "truncated": fmean(rollout.finish_reason == "length" for rollout in rollouts),
+        "score": {domain: fmean(values) for domain, values in sorted(scores.items())},
+    }
+
+
+def all_finite(value: Any) -> bool:
+    """Whether every number in a nested metrics value is finite."""
+    if isinstance(value, Mapping):
+        return all(all_finite(entry) for entry in value.values())
+    return isfinite(value) if isinstance(value, float) else True
