@@ -1,0 +1,67 @@
+"""Tiny random models with one tokenizer, for tests. Same arguments, same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from pipeline.new_model import characters_tokenizer, new_model
+from pipeline.recipe import NewModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+Architecture = Literal["qwen3", "llama", "gemma2", "deepseek_v4"]
+ARCHITECTURES: tuple[Architecture, ...] = ("qwen3", "llama", "gemma2", "deepseek_v4")
+CONTEXT = 128
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """The characters tokenizer: V = 358, end token `<|end|>`, chat template with system, user, assistant."""
+    return characters_tokenizer(CONTEXT)
+
+
+def tiny_model(architecture: Architecture = "qwen3", seed: int = 0, padded_rows: int = 0) -> PreTrainedModel:
+    """A model of width 32 in fp32 and eval mode: qwen3 and gemma2 have tied embeddings, llama and deepseek_v4 have not.
+
+    Two layers, three for deepseek_v4, so that each of its kinds of attention is there. `padded_rows`: rows of the
+    embedding past the tokenizer's entries.
+    """
+    layers = 3 if architecture == "deepseek_v4" else 2
+    shape = NewModel(architecture=architecture, hidden_size=32, layers=layers, heads=2, context=CONTEXT)
+    model, tokenizer = new_model(shape, seed)
+    if padded_rows:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.resize_token_embeddings(len(tokenizer) + padded_rows, mean_resizing=False)
+    return model
+
+
+def save_tiny(folder: Path, architecture: Architecture = "qwen3", seed: int = 0, padded_rows: int = 0) -> str:
+    """Saves model and tokenizer so that `from_pretrained` loads them. Returns the folder as a string."""
+    tiny_model(architecture, seed, padded_rows).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def save_adapter(folder: Path, base: str, seed: int = 0, rank: int = 4, scale: float = 0.1) -> str:
+    """Saves a LoRA adapter over the model in `base` whose A and B are both random, so that it changes the answers.
+
+    Returns the folder as a string. `PeftModel.from_pretrained(model, folder)` loads it.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear"),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    model.save_pretrained(str(folder))
+    return str(folder)
