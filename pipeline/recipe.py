@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
+from pipeline.recipe_checks import disagreements
 from pipeline.types import Divergence
 from teachers.config import MAX_TEACHERS, Dtype, Section, TeacherConfig
 
@@ -18,6 +19,20 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="letters, digits, - and _")]
+
+
+def _text_or(other: str) -> Discriminator:
+    """Chooses between a text and something else by type, so that a mistake is reported once and not per member."""
+    return Discriminator(lambda value: "text" if isinstance(value, str) else other)
+
+
+# A recipe is read strictly, and behind a validator of ours a list is no longer JSON's, which may become a tuple.
+TextList = Annotated[
+    tuple[str, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+]
+TextOrList = Annotated[Annotated[str, Tag("text")] | Annotated[TextList, Tag("list")], _text_or("list")]
 
 
 # ---- the student ----
@@ -38,7 +53,7 @@ class Lora(Section):
     rank: Positive = 32
     alpha: Positive = 64
     dropout: Fraction = 0.0
-    targets: str | tuple[str, ...] = Field("all-linear", description="peft's target_modules")
+    targets: TextOrList = Field("all-linear", description="peft's target_modules")
 
 
 class FullTuning(Section):
@@ -55,10 +70,8 @@ def _named(value: Any) -> Any:
 
 
 Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind"), BeforeValidator(_named)]
-Model = Annotated[
-    Annotated[str, Tag("name")] | Annotated[NewModel, Tag("new")],
-    Discriminator(lambda value: "name" if isinstance(value, str) else "new"),
-]
+ModelName = Annotated[str, Field(min_length=1)]
+Model = Annotated[Annotated[ModelName, Tag("text")] | Annotated[NewModel, Tag("new")], _text_or("new")]
 
 
 class Student(Section):
@@ -90,7 +103,7 @@ Checker = Annotated[str, Field(pattern=r"^(exact|numeric|none|.+\.py:[A-Za-z_]\w
 
 class SourceBase(Section):
     weight: Weight = 1.0
-    checker: Checker = "exact"
+    checker: Checker = Field("exact", examples=["exact", "numeric", "none", "checks.py:judge"])
     private: bool = False
 
 
@@ -117,7 +130,9 @@ Source = Annotated[DatasetSource | TaskSource, Field(discriminator="kind")]
 
 
 class Data(Section):
-    sources: dict[Name, Source] = Field(min_length=1)
+    sources: dict[Name, Source] = Field(
+        min_length=1, examples=["{math: {kind: dataset, path: openai/gsm8k, config: main}}"]
+    )
     mixing: Literal["fixed", "remaining_kl"] = Field("fixed", description="by weight, or weight × the KL that is left")
     held_out: Positive = Field(200, description="prompts per source that training never sees")
     max_prompt_tokens: Positive = 1024
@@ -138,11 +153,15 @@ class Rollouts(Section):
 # ---- who is asked ----
 
 
+Shares = Annotated[dict[str, Weight], Field(min_length=1)]
+TeacherOrShares = Annotated[Annotated[str, Tag("text")] | Annotated[Shares, Tag("shares")], _text_or("shares")]
+
+
 class ByDomain(Section):
     """Each prompt goes to its domain's teacher, or is shared between several by fixed weights."""
 
     kind: Literal["domain"] = "domain"
-    table: dict[str, str | dict[str, Weight]] = Field(
+    table: dict[str, TeacherOrShares] = Field(
         default_factory=dict, description="domain: teacher, or domain: {teacher: share}; default: of the same name"
     )
     default: str | None = Field(None, description="the teacher of domains that the table leaves out")
@@ -152,7 +171,7 @@ class Mixture(Section):
     """Every prompt is shared between the same teachers by fixed weights."""
 
     kind: Literal["mixture"]
-    shares: dict[str, Weight] = Field(min_length=1)
+    shares: Shares
 
 
 class AllTeachers(Section):
@@ -161,7 +180,12 @@ class AllTeachers(Section):
     kind: Literal["all"]
 
 
-Routing = Annotated[ByDomain | Mixture | AllTeachers, Field(discriminator="kind"), BeforeValidator(_named)]
+def _routing(value: Any) -> Any:
+    """`routing: all` is short for `routing: {kind: all}`, and a table alone is by domain."""
+    return {"kind": "domain", **value} if isinstance(value, dict) else _named(value)
+
+
+Routing = Annotated[ByDomain | Mixture | AllTeachers, Field(discriminator="kind"), BeforeValidator(_routing)]
 
 
 # ---- the loss ----
@@ -292,13 +316,20 @@ class RecipeBase(Section):
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0, description="CPU threads for torch; 0: one per core this process may use")
     prepare: dict[Name, Prepare] = Field(default_factory=dict)
-    student: Student
-    data: Data
+    student: Student = Field(examples=["{model: Qwen/Qwen3-1.7B}"])
+    data: Data = Field(examples=["{sources: {math: {kind: dataset, path: openai/gsm8k, config: main}}}"])
     rollout: Rollouts = Rollouts()
     teachers: dict[Name, TeacherConfig] = Field(default_factory=dict, max_length=MAX_TEACHERS)
     routing: Routing = ByDomain()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _agreement(self, info: ValidationInfo) -> RecipeBase:
+        found = disagreements(self.model_dump(mode="json"), (info.context or {}).get("prepared", ()))
+        if found:
+            raise ValueError("; ".join(f"{'.'.join(map(str, path))}: {text}" for path, text in found))
+        return self
 
 
 class SftRecipe(RecipeBase):
@@ -307,30 +338,16 @@ class SftRecipe(RecipeBase):
     method: Literal["sft"]
     answers: Literal["reference", "teachers"] = "reference"
 
-    @model_validator(mode="after")
-    def _writers(self) -> SftRecipe:
-        if self.answers == "teachers" and not self.teachers:
-            raise ValueError("answers: teachers needs a teachers section with at least one teacher")
-        return self
-
 
 class DistillRecipe(RecipeBase):
     """On-policy distillation: the student writes, the teachers score."""
 
     method: Literal["distill"]
-    teachers: dict[Name, TeacherConfig] = Field(min_length=1, max_length=MAX_TEACHERS)
+    teachers: dict[Name, TeacherConfig] = Field(
+        min_length=1, max_length=MAX_TEACHERS, examples=["{math: {kind: transformers, model: Qwen/Qwen3-8B}}"]
+    )
     objective: Objective = Objective()
     compare: tuple[Comparison, ...] = ()
-
-    @model_validator(mode="after")
-    def _full_support(self) -> DistillRecipe:
-        truncated = self.rollout.top_p < 1 or self.rollout.top_k > 0
-        if isinstance(self.objective.divergence, PolicyGradient) and truncated:
-            raise ValueError(
-                "policy_gradient needs the sampler's full support: its ratio is undefined where top_p or top_k "
-                "cut; set rollout.top_p to 1 and rollout.top_k to 0"
-            )
-        return self
 
 
 Recipe = Annotated[SftRecipe | DistillRecipe, Field(discriminator="method")]

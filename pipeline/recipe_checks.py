@@ -1,0 +1,154 @@
+"""What no single section of a recipe can see: names that must match across sections, choices that exclude each other.
+
+Works on plain data, complete or not, so that these mistakes are found together with all others. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from pipeline.recipe_problems import did_you_mean
+from pipeline.tasks import DOMAINS
+from pipeline.yaml_lines import Key
+
+Finding = tuple[Key, str]
+
+_PREPARED = "prepared:"
+
+
+def prepared_name(model: str) -> str | None:
+    """The NAME of `prepared:NAME`, the result of a recipe under `prepare`; None for any other model."""
+    return model.removeprefix(_PREPARED) if model.startswith(_PREPARED) else None
+
+
+def disagreements(data: Mapping[str, Any], prepared: Collection[str] = ()) -> list[Finding]:
+    """(path, what is wrong; what to write instead) for everything that two sections do not agree on.
+
+    prepared: names of results that an enclosing recipe has prepared before this one.
+    """
+    known = [*section_of(data, "prepare"), *prepared]
+    return [*_tasks(data), *_prepared(data, known), *_teacher_names(data), *_domains(data), *_choices(data)]
+
+
+def section_of(data: Any, *keys: str) -> Mapping[str, Any]:
+    """The mapping under these keys; an empty one where there is none, for `recipe_problems` says what is wrong."""
+    for key in keys:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    return data if isinstance(data, Mapping) else {}
+
+
+def _one_of(kind: str, names: Mapping[str, Any]) -> str:
+    return f"{kind}: {', '.join(map(str, names))}" if names else f"{kind}: none"
+
+
+# ---- sources ----
+
+
+def _tasks(data: Mapping[str, Any]) -> Iterator[Finding]:
+    for name, source in section_of(data, "data", "sources").items():
+        task = section_of(source).get("task")
+        if isinstance(task, str) and task not in DOMAINS:
+            text = f"no task is called {task!r}{did_you_mean(task, DOMAINS)}; {_one_of('the tasks', DOMAINS)}"
+            yield ("data", "sources", name, "task"), text
+
+
+def source_domains(data: Mapping[str, Any]) -> dict[str, Key] | None:
+    """Every domain with the key that names it; None where a column of a data set holds them or a task is unknown."""
+    domains: dict[str, Key] = {}
+    for name, value in section_of(data, "data", "sources").items():
+        source = section_of(value)
+        if section_of(source, "columns").get("domain") is not None:
+            return None
+        key = next((key for key in ("task", "domain") if isinstance(source.get(key), str)), None)
+        if key == "task" and source[key] not in DOMAINS:
+            return None
+        path: Key = ("data", "sources", name, key) if key else ("data", "sources", name)
+        domains.setdefault(source[key] if key else name, path)
+    return domains
+
+
+# ---- prepared models ----
+
+
+def model_keys(data: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+    """Every key that names a model or an adapter, with its value."""
+    student = section_of(data, "student").get("model")
+    if isinstance(student, str):
+        yield ("student", "model"), student
+    for name, teacher in section_of(data, "teachers").items():
+        for key in ("model", "base", "adapter"):
+            model = section_of(teacher).get(key)
+            if isinstance(model, str):
+                yield ("teachers", name, key), model
+
+
+def _prepared(data: Mapping[str, Any], known: Collection[str]) -> Iterator[Finding]:
+    for path, model in model_keys(data):
+        name = prepared_name(model)
+        if name is not None and name not in known:
+            hint = did_you_mean(name, known)
+            yield (
+                path,
+                f"nothing called {name!r} is prepared{hint}; add prepare.{name}, or name another model",
+            )
+
+
+# ---- who is asked ----
+
+
+def _routing(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    routing = data.get("routing", {})
+    return {"kind": routing} if isinstance(routing, str) else {"kind": "domain", **section_of(routing)}
+
+
+def _routed(routing: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+    """Every place where the routing names a teacher."""
+    for domain, choice in section_of(routing, "table").items():
+        if isinstance(choice, str):
+            yield ("routing", "table", domain), choice
+        for name in section_of(choice):
+            yield ("routing", "table", domain, name), name
+    if isinstance(routing.get("default"), str):
+        yield ("routing", "default"), routing["default"]
+    for name in section_of(routing, "shares"):
+        yield ("routing", "shares", name), name
+
+
+def _teacher_names(data: Mapping[str, Any]) -> Iterator[Finding]:
+    pool = section_of(data, "teachers")
+    for path, name in _routed(_routing(data)):
+        if name not in pool:
+            text = f"no teacher is called {name!r}{did_you_mean(name, pool)}; {_one_of('the teachers', pool)}"
+            yield path, text
+
+
+def _domains(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """Routing by domain: every domain has a teacher, and the table names no domain that does not occur."""
+    routing, pool, domains = _routing(data), section_of(data, "teachers"), source_domains(data)
+    asked = data.get("method") == "distill" or data.get("answers") == "teachers"
+    if routing["kind"] != "domain" or domains is None or not asked or not pool:
+        return
+    table = section_of(routing, "table")
+    for domain in table:
+        if domain not in domains:
+            hint = did_you_mean(domain, domains)
+            yield ("routing", "table", domain), f"no source has this domain{hint}; {_one_of('the domains', domains)}"
+    for domain, path in domains.items():
+        if domain not in table and domain not in pool and routing.get("default") is None:
+            text = f"the domain {domain!r} has no teacher; add routing.table.{domain}, or set routing.default"
+            yield path, text
+
+
+# ---- choices that exclude each other ----
+
+
+def _choices(data: Mapping[str, Any]) -> Iterator[Finding]:
+    if data.get("answers") == "teachers" and not data.get("teachers"):
+        yield ("answers",), "there is no teacher to write answers; add one under teachers, or write answers: reference"
+    divergence = section_of(data, "objective").get("divergence")
+    if "policy_gradient" in (divergence, section_of(divergence).get("kind")):
+        for key, whole in (("top_p", 1), ("top_k", 0)):
+            if section_of(data, "rollout").get(key, whole) != whole:
+                text = f"policy_gradient's ratio is undefined where the sampler cuts; set rollout.{key} to {whole}"
+                yield ("rollout", key), text

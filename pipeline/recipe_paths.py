@@ -1,0 +1,106 @@
+"""The paths in a recipe: made absolute, and looked up, so that a missing file is named before anything is loaded.
+
+A relative path is looked for beside the recipe first, then in the current directory. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.recipe_checks import Finding, model_keys, prepared_name, section_of
+from pipeline.yaml_lines import Key
+
+_DATA_FILE = re.compile(r"\.(jsonl|json|parquet|csv)(\.gz)?$")
+_CHECKER = re.compile(r"(.+\.py):(\w+)$")
+
+Folders = tuple[Path, ...]
+
+
+def resolve_paths(data: dict[str, Any], folders_of: Callable[[Key], Folders]) -> list[Finding]:
+    """Make every path in `data` absolute, in place; what is wrong with those where nothing is.
+
+    folders_of: where the relative paths in a key's value are looked for, in this order.
+    """
+    problems: list[Finding] = []
+    for key, value in list(_paths(data)):
+        resolved, problem = _resolved(key, value, folders_of(key))
+        if problem:
+            problems.append((key, problem))
+        holder: Any = data
+        for part in key[:-1]:
+            holder = holder[part]
+        holder[key[-1]] = resolved
+    return problems
+
+
+def shown(path: Path) -> str:
+    """The path as a person would write it from here."""
+    absolute, here = os.path.abspath(path), os.path.abspath(".")
+    return os.path.relpath(absolute, here) if absolute.startswith(here + os.sep) else str(path)
+
+
+def _paths(data: dict[str, Any]) -> Iterator[tuple[Key, str]]:
+    """Every key that may name a file or a folder."""
+    yield from ((key, value) for key, value in model_keys(data) if prepared_name(value) is None)
+    keys: list[Key] = [("student", "chat_template")]
+    keys += [("prepare", name, "recipe") for name in section_of(data, "prepare")]
+    for name in section_of(data, "data", "sources"):
+        keys += [("data", "sources", name, "path"), ("data", "sources", name, "checker")]
+    for *above, key in keys:
+        value = section_of(data, *map(str, above)).get(str(key))
+        if isinstance(value, str) and value:
+            yield (*above, key), value
+
+
+def _resolved(key: Key, value: str, folders: Folders) -> tuple[str, str]:
+    """(the absolute path, "") | (the value, what is wrong) | (the value, "") for what is not a path at all."""
+    if key[-1] == "checker":
+        return _checker(value, folders)
+    found = _find(value, folders)
+    match key[-1]:
+        case "path":
+            what, wanted = "data file", _looks_local(value) or _DATA_FILE.search(value) is not None
+        case "chat_template" | "recipe" as name:
+            what, wanted = name.replace("_", " "), True
+            if found is not None and found.is_dir():
+                return value, f"{value} is a folder; name a file"
+        case _:
+            what, wanted = "model folder", _looks_local(value)
+            if found is not None and not found.is_dir():
+                return value, f"{value} is a file; name the model's folder"
+    if found is not None:
+        return str(found), ""
+    return value, _absent(what, value, folders) if wanted else ""
+
+
+def _checker(value: str, folders: Folders) -> tuple[str, str]:
+    match = _CHECKER.match(value)
+    if match is None:
+        return value, ""
+    file, function = match.groups()
+    found = _find(file, folders)
+    if found is None or found.is_dir():
+        return value, _absent("checker", file, folders)
+    if re.search(rf"^def {function}\(", found.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is None:
+        return value, f"{file} has no function {function}; write def {function}(...) in it, or name another"
+    return f"{found}:{function}", ""
+
+
+def _looks_local(value: str) -> bool:
+    return value.startswith(("./", "../", "/", "~")) or value in (".", "..")
+
+
+def _find(value: str, folders: Folders) -> Path | None:
+    """The first place where something is, as an absolute path with its symbolic links kept."""
+    places = (Path(os.path.abspath(folder / Path(value).expanduser())) for folder in folders)
+    return next((place for place in places if place.exists()), None)
+
+
+def _absent(what: str, value: str, folders: Folders) -> str:
+    places = " or ".join(dict.fromkeys(shown(folder) for folder in folders))
+    looked = "" if Path(value).expanduser().is_absolute() else f" in {places}"
+    return f"there is no {what} {value}{looked}; correct the path"
