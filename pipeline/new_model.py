@@ -73,15 +73,19 @@ def new_model(shape: NewModel, seed: int) -> tuple[PreTrainedModel, PreTrainedTo
     Raises:
         ModelError: the shape does not divide into heads.
     """
+    tokenizer = characters_tokenizer(shape.context)
+    return model_from_config(model_config(shape, len(tokenizer)), tokenizer, seed), tokenizer
+
+
+def model_config(shape: NewModel, vocab_size: int) -> PretrainedConfig:
+    """The transformers config of `shape`. Raises ModelError where its width does not divide into its heads."""
     if shape.hidden_size % (4 * shape.heads):
         # Rotary embeddings pair channels, and DeepSeek V4 rotates half of each head.
         raise ModelError(
             f"student.model: hidden_size {shape.hidden_size} does not split into {shape.heads} heads of a multiple "
             f"of 4 channels; use hidden_size {4 * shape.heads * max(1, round(shape.hidden_size / (4 * shape.heads)))}"
         )
-    tokenizer = characters_tokenizer(shape.context)
-    config = _CONFIGS[shape.architecture](shape, len(tokenizer))
-    return model_from_config(config, tokenizer, seed), tokenizer
+    return _CONFIGS[shape.architecture](shape, vocab_size)
 
 
 def model_from_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pipeline.new_model import characters_tokenizer, new_model
+from pipeline.new_model import characters_tokenizer, model_config, model_from_config
 from pipeline.recipe import NewModel
 
 if TYPE_CHECKING:
@@ -31,12 +31,8 @@ def tiny_model(architecture: Architecture = "qwen3", seed: int = 0, padded_rows:
     """
     layers = 3 if architecture == "deepseek_v4" else 2
     shape = NewModel(architecture=architecture, hidden_size=32, layers=layers, heads=2, context=CONTEXT)
-    model, tokenizer = new_model(shape, seed)
-    if padded_rows:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model.resize_token_embeddings(len(tokenizer) + padded_rows, mean_resizing=False)
-    return model
+    tokenizer = tiny_tokenizer()
+    return model_from_config(model_config(shape, len(tokenizer) + padded_rows), tokenizer, seed)
 
 
 def save_tiny(folder: Path, architecture: Architecture = "qwen3", seed: int = 0, padded_rows: int = 0) -> str:
