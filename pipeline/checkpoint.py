@@ -97,10 +97,15 @@ def whole_folder(final: Path) -> Iterator[Path]:
     sync_folder(final.parent)
 
 
-def remove_partial(run: Path) -> None:
-    """Removes what a killed process left half-written anywhere in a run directory."""
-    for path in sorted(run.rglob("*.partial"), reverse=True):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def newest_step(folder: Path) -> int:
+    """The step of the newest complete checkpoint, 0 where there is none."""
+    found = list_checkpoints(folder)
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder that a killed process left half-written."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,150 @@
+"""A recipe about to run, and its parts loaded: the student, the pool, the prompts, the loop over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from pipeline.asking import Asking, routes_of
+from pipeline.display import Display
+from pipeline.errors import RunError
+from pipeline.new_model import create_model
+from pipeline.optim import build_optimizer
+from pipeline.prompts import PromptSets, load_prompts, require
+from pipeline.ranks import World
+from pipeline.recipe import DistillRecipe, NewModel, RecipeBase, SftRecipe
+from pipeline.recipe_file import LoadedRecipe, prepared_name
+from pipeline.rollout.protocol import SamplingSettings
+from pipeline.student import Student, frozen_initial, load_student
+from pipeline.targets import ANCHOR
+from pipeline.trainer import Loop
+from pipeline.writers import Writer, reference_writer, student_writer, teacher_writer
+from teachers.pool import Pool, build_pool
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A recipe about to run. `prepared`: names of earlier runs' results, those of an enclosing recipe included."""
+
+    loaded: LoadedRecipe
+    folder: Path
+    prepared: Mapping[str, Path]
+    accelerator: Accelerator
+    world: World
+    display: Display
+
+    @property
+    def recipe(self) -> SftRecipe | DistillRecipe:
+        return self.loaded.recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a job's recipe names, loaded."""
+
+    student: Student
+    pool: Pool
+    prompts: PromptSets
+
+
+def make_accelerator(recipe: RecipeBase) -> Accelerator:
+    """One per run; accelerate keeps the settings of the first one in the process, which the next may not share."""
+    AcceleratorState._reset_state()
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.training.mixed_precision)
+
+
+def resolve(job: Job, model: str, what: str = "model") -> str:
+    """prepared:NAME -> the folder that holds its `what` (model or adapter); anything else as it is."""
+    name = prepared_name(model)
+    if name is None:
+        return model
+    path = job.prepared[name] / what
+    if not path.exists():
+        raise RunError(f"{path}: the prepared recipe {name} left no {what}; a full fine-tune has only a model")
+    return str(path)
+
+
+# ---- from the recipe to its parts ----
+
+
+def load_parts(job: Job) -> Parts:
+    recipe = job.recipe
+    job.display.phase("loading prompts and models")
+    prompts = load_prompts(recipe.data, folder=job.loaded.path.parent, seed=recipe.seed)
+    require(prompts, recipe.training.prompts_per_step)
+    chunk = recipe.objective.chunk_megabytes if isinstance(recipe, DistillRecipe) else 64
+    student = load_student(
+        recipe.student,
+        model_path=_student_path(job),
+        seed=recipe.seed,
+        chunk_bytes=chunk << 20,
+        device=job.accelerator.device,
+    )
+    pool = build_pool(
+        recipe.teachers,
+        student.lm,
+        shared=student.shared_bases(),
+        device=job.accelerator.device,
+        resolve=lambda model, what: resolve(job, model, what),
+    )
+    return Parts(student, pool, prompts)
+
+
+def _student_path(job: Job) -> str:
+    model = job.recipe.student.model
+    if not isinstance(model, NewModel):
+        return resolve(job, model)
+    folder = job.folder / "initial"
+    if job.world.is_main and not folder.exists():
+        create_model(model, job.recipe.seed, folder)
+    job.world.wait()
+    return str(folder)
+
+
+def build_loop(job: Job, parts: Parts) -> Loop:
+    recipe = job.recipe
+    optimizer = build_optimizer(parts.student, recipe.training)
+    model, optimizer = job.accelerator.prepare(parts.student, optimizer)
+    objective = recipe.objective if isinstance(recipe, DistillRecipe) else None
+    return Loop(
+        data=recipe.data,
+        training=recipe.training,
+        seed=recipe.seed,
+        prompts=parts.prompts.train,
+        student=parts.student,
+        model=model,
+        optimizer=optimizer,
+        accelerator=job.accelerator,
+        world=job.world,
+        write=_writer(recipe, parts),
+        asking=_asking(recipe, parts) if isinstance(recipe, DistillRecipe) else None,
+        average=objective.average if objective else "trajectory",
+        reference=objective.reference if objective else 0.0,
+        temperature=recipe.rollout.temperature if objective else 1.0,
+        domains=tuple(sorted(parts.prompts.held_out)),
+        folder=job.folder,
+        display=job.display,
+    )
+
+
+def _writer(recipe: SftRecipe | DistillRecipe, parts: Parts) -> Writer:
+    settings = SamplingSettings.from_recipe(recipe.rollout)
+    if isinstance(recipe, DistillRecipe):
+        return student_writer(parts.student.lm, settings, recipe.seed)
+    if recipe.answers == "teachers":
+        return teacher_writer(parts.pool, routes_of(recipe), parts.student.lm, settings, recipe.seed)
+    return reference_writer(parts.student.lm)
+
+
+def _asking(recipe: DistillRecipe, parts: Parts) -> Asking:
+    objective = recipe.objective
+    anchor = None
+    if objective.anchor:
+        anchor = (frozen_initial(parts.student, name=ANCHOR), objective.anchor)
+    weights = {name: config.weight for name, config in recipe.teachers.items()}
+    return Asking(parts.pool, routes_of(recipe), weights, objective.as_divergence(), anchor)

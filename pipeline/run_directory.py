@@ -1,0 +1,129 @@
+"""One run, one directory: who may write into it, and whether it starts, goes on, or is refused.
+
+    recipe.yaml        the recipe, every default spelled out        run.json      status, versions, machine
+    metrics.jsonl      a line per step, the same whenever run       timings.jsonl seconds and memory per step
+    samples.jsonl      a rollout per domain and step                journal/      rollouts of steps without a checkpoint
+    checkpoints/       step-000025, …                               prepared/     the runs this one needed first
+    evaluations/       scores of each model                         evaluation.json   all of them, side by side
+    model/ adapter/    the result, as transformers and peft read it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
+
+from pipeline import checkpoint as checkpoints
+from pipeline import manifest
+from pipeline.errors import RunError
+from pipeline.files import cut_back, write_json
+from pipeline.recipe import RecipeBase
+from pipeline.recipe_file import changed_keys, dump_resolved
+
+Status = Literal["running", "finished"]
+LINE_FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
+EXTENDABLE = ("training.steps", "teachers.", "data.sources.", "routing", "prepare.", "evaluation.")
+
+
+def status(folder: Path) -> Status | None:
+    """running, finished, or None where there is no run."""
+    path = folder / "run.json"
+    return json.loads(path.read_text())["status"] if path.exists() else None
+
+
+def open_run(folder: Path, recipe: RecipeBase, *, resume: bool, extend: bool) -> None:
+    """Makes the directory, or makes sure that an existing one may go on with this recipe.
+
+    Raises RunError: the directory is there and neither resume nor extend was asked for; it is something else than a
+    run; the recipe has changed (by the name of each key); it cannot be written.
+    """
+    found = status(folder)
+    if found is None:
+        _start(folder, recipe)
+        return
+    if not (resume or extend):
+        raise RunError(
+            f"{folder}: there is a {found} run here; go on with --resume, add to it with --extend, "
+            "or set another output=…"
+        )
+    changed = changed_keys(_recorded(folder), recipe.model_dump(mode="json"))
+    allowed = EXTENDABLE if extend else ()
+    refused = [key for key in changed if not key.startswith(allowed)] if allowed else changed
+    if refused:
+        raise RunError(
+            f"{folder}: the recipe has changed since this run started: {', '.join(refused)}; "
+            "put the old values back, or start another run with output=…"
+        )
+    if extend and found == "running":
+        raise RunError(f"{folder}: this run has not finished; finish it with --resume before you --extend it")
+    if extend and changed:
+        dump_resolved(recipe, folder / "recipe.yaml")
+        write_status(folder, "running")
+
+
+def _start(folder: Path, recipe: RecipeBase) -> None:
+    strangers = [p.name for p in folder.iterdir() if p.name not in _OURS] if folder.is_dir() else []
+    if strangers:
+        raise RunError(f"{folder}: holds {strangers[0]}, which is not a run's; choose an empty directory with output=…")
+    folder.mkdir(parents=True, exist_ok=True)
+    dump_resolved(recipe, folder / "recipe.yaml")
+    write_status(folder, "running")
+
+
+_OURS = {"recipe.yaml", "recipe.yaml.partial", "run.json.partial", ".lock"}  # what a kill can leave before run.json
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    recorded: dict[str, Any] = YAML(typ="safe").load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    return recorded
+
+
+def write_status(folder: Path, value: Status) -> None:
+    """run.json, whole: what made this run, and whether it is done."""
+    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "tutelage")
+    machine = {"python": platform.python_version(), "system": platform.platform()}
+    write_json(
+        folder / "run.json", {"status": value, "versions": {name: version(name) for name in packages}, **machine}
+    )  # fmt: skip
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the directory for this process; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"{folder}: another process is writing this run; wait for it, or set output=…") from error
+        yield
+
+
+def clean_up(folder: Path) -> None:
+    """Removes half-written files and cuts the line files back to the newest checkpoint."""
+    for name in ("checkpoints", "journal", "evaluations", "."):
+        for path in (folder / name).glob("*.partial"):
+            checkpoints.remove(path)
+    step = checkpoints.newest_step(folder / "checkpoints")
+    for name in LINE_FILES:
+        cut_back(folder / name, step)
+    manifest.prune(folder / "journal", step)
+
+
+def remember(folder: Path, name: str, make: Any) -> Mapping[str, Any]:
+    """The value kept in evaluations/NAME.json, made and kept first if it is not there."""
+    path = folder / "evaluations" / f"{name}.json"
+    if not path.exists():
+        write_json(path, make())
+    kept: Mapping[str, Any] = json.loads(path.read_text())
+    return kept
+
+

@@ -1,0 +1,305 @@
+"""The loop, and nothing else: draw prompts, write rollouts, ask teachers, update the student, record the step.
+
+A step is a transaction. Its rollouts reach the disk before its update; what they depend on is the seed, the step, the
+prompts and the weights, so a run that was killed does the same again, or replays what it finds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from pipeline import checkpoint as checkpoints
+from pipeline import manifest
+from pipeline.asking import Asked, Asking, ask
+from pipeline.checkers import check
+from pipeline.display import Display
+from pipeline.errors import RunError
+from pipeline.files import append_line
+from pipeline.metrics import Sums, all_finite, collect, describe, describe_rollouts, divergence_by, merge
+from pipeline.mixing import MixState, draw, observe
+from pipeline.optim import learning_rate, set_learning_rate
+from pipeline.ranks import World
+from pipeline.recipe import Data, Training
+from pipeline.student import Student, load_trainable_state, trainable_state
+from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser
+from pipeline.types import Prompt, Rollout, StepOutput, TrainingBatch
+from pipeline.writers import Writer, reference_rollout
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """Everything a step needs that does not change from step to step.
+
+    model: the student as `accelerator` wrapped it; `student` is the same object without the wrapping.
+    write: who writes the completions. asking: who scores them, or None for supervised training.
+    reference: the weight of supervised rows on the prompts' references, beside the on-policy ones.
+    """
+
+    data: Data
+    training: Training
+    seed: int
+    prompts: Mapping[str, Sequence[Prompt]]
+    student: Student
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    world: World
+    write: Writer
+    asking: Asking | None
+    average: Any
+    reference: float
+    temperature: float
+    domains: tuple[str, ...]
+    folder: Path
+    display: Display
+
+
+@dataclass(frozen=True)
+class State:
+    """What changes from step to step. step: updates made. tokens: completion tokens trained on so far."""
+
+    step: int
+    mix: MixState
+    tokens: int = 0
+
+
+@dataclass
+class Clock:
+    """Seconds per phase of one step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def train(loop: Loop, state: State, after_step: Callable[[State], None]) -> State:
+    """Runs from `state` to the last step, with a checkpoint every so often and at the end."""
+    while state.step < loop.training.steps:
+        state = advance(loop, state)
+        after_step(state)
+        if state.step % loop.training.checkpoint_every == 0 or state.step == loop.training.steps:
+            save_state(loop, state)
+    return state
+
+
+def advance(loop: Loop, state: State) -> State:
+    """One step: from `state` to the next, with its line of metrics written."""
+    clock = Clock()
+    step = state.step + 1
+    torch.manual_seed(_step_seed(loop.seed, step, loop.world.rank))  # dropout, if there is any
+    with clock.phase("draw"):
+        prompts, mix = draw_prompts(loop, state.mix)
+    with clock.phase("rollout"):
+        rollouts = write_rollouts(loop, prompts, step)
+    mine = rollouts[loop.world.rank :: loop.world.size]
+    with clock.phase("teachers"):
+        asked = ask(loop.asking, mine, step) if loop.asking else _supervised(mine)
+        rows = [*asked.rows, *_references(loop, mine)]
+    with clock.phase("update"):
+        sums, grad_norm, rate = update(loop, rows, step)
+    line = {
+        "step": step,
+        **describe(sums),
+        **describe_rollouts(rollouts, score_rollouts(loop.student, rollouts)),
+        "failures": _merge_failures(loop.world.gather(asked.failures)),
+        "grad_norm": grad_norm,
+        "learning_rate": rate,
+    }
+    if loop.world.is_main:
+        record(loop, line, clock, rollouts)
+    by_domain = divergence_by(sums, "domain")
+    mix = observe(mix, _by_source(prompts, by_domain)) if by_domain else mix
+    return State(step, mix, state.tokens + line["tokens"])
+
+
+def draw_prompts(loop: Loop, mix: MixState) -> tuple[tuple[Prompt, ...], MixState]:
+    weights = {name: source.weight for name, source in loop.data.sources.items()}
+    count = loop.training.prompts_per_step
+    return draw(mix, loop.prompts, weights, mixing=loop.data.mixing, count=count, seed=loop.seed)
+
+
+def write_rollouts(loop: Loop, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+    """The step's rollouts, from the journal if they are there; each process writes its share, all get them all."""
+    journal = loop.folder / "journal"
+    recorded = manifest.load_rollouts(journal, step, prompts)
+    if recorded is not None:
+        return recorded
+    world = loop.world
+    parts = world.gather(loop.write(prompts[world.rank :: world.size], step))
+    by_prompt: dict[str, list[Rollout]] = {}
+    for rollout in (rollout for part in parts for rollout in part):
+        by_prompt.setdefault(rollout.prompt.prompt_id, []).append(rollout)
+    rollouts = [rollout for prompt in prompts for rollout in by_prompt[prompt.prompt_id]]
+    if world.is_main:
+        manifest.save_rollouts(journal, step, rollouts)
+    world.wait()
+    return rollouts
+
+
+def update(loop: Loop, rows: Sequence[Row], step: int) -> tuple[Sums, float, float]:
+    """Forwards, backwards, clipping, one optimizer step. Returns the sums of all processes, the gradient's norm before
+    clipping and the learning rate. Raises RunError, before any weight has changed, where a number is not finite."""
+    batches = cut_into_batches(loop, rows)
+    sums = Sums()
+    loop.model.train()
+    loop.optimizer.zero_grad(set_to_none=True)
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        with nullcontext() if last else loop.accelerator.no_sync(loop.model):
+            output: StepOutput = loop.model(batch)
+            # DDP averages over processes; the weights are normalised over all of them, so the sum is wanted.
+            loop.accelerator.backward(output.loss * loop.world.size)
+        collect(sums, batch, output)
+    grad_norm = float(loop.accelerator.clip_grad_norm_(loop.student.parameters(), loop.training.clip_norm))
+    whole = merge(loop.world.gather(sums))
+    if not all_finite({"loss": whole.total["loss"], "grad_norm": grad_norm}):
+        raise RunError(
+            f"step {step}: the loss is {whole.total['loss']} and the gradient's norm {grad_norm}; the weights of step "
+            f"{step - 1} were kept. Lower training.learning_rate or training.clip_norm, or set student.dtype to float32"
+        )
+    rate = learning_rate(step - 1, loop.training)
+    set_learning_rate(loop.optimizer, rate)
+    loop.optimizer.step()
+    return whole, grad_norm, rate
+
+
+def cut_into_batches(loop: Loop, rows: Sequence[Row]) -> list[TrainingBatch]:
+    """This process's forwards: as many as the process with the most has, the missing ones empty."""
+    counts = loop.world.gather(normaliser(rows, loop.average))
+    norm = Normaliser(
+        loop.average,
+        rows=sum(count.rows for count in counts),
+        tokens=sum(count.tokens for count in counts),
+        supervised_rows=sum(count.supervised_rows for count in counts),
+        supervised_tokens=sum(count.supervised_tokens for count in counts),
+    )
+    groups = group_rows(rows, loop.training.tokens_per_forward)
+    most = max(1, *loop.world.gather(len(groups)), 1)
+    groups += [[] for _ in range(most - len(groups))]
+    device = loop.accelerator.device
+    return [build_batch(group, norm, loop.domains, temperature=loop.temperature, device=device) for group in groups]
+
+
+def save_state(loop: Loop, state: State) -> None:
+    """A checkpoint of `state`, then the journal up to it is no longer needed."""
+    if loop.world.is_main:
+        folder = loop.folder / "checkpoints"
+        progress = {"mix": state.mix.to_json(), "tokens": state.tokens}
+        value = checkpoints.Checkpoint(
+            state.step, trainable_state(loop.student), loop.optimizer.state_dict(), progress
+        )  # fmt: skip
+        checkpoints.save(folder, value, keep=loop.training.keep_checkpoints)
+        manifest.prune(loop.folder / "journal", state.step)
+    loop.world.wait()
+
+
+def restore_state(loop: Loop, value: checkpoints.Checkpoint) -> State:
+    """Puts a checkpoint's weights and optimizer into the loop and returns the state it was made from."""
+    load_trainable_state(loop.student, value.weights)
+    loop.optimizer.load_state_dict(dict(value.optimizer))
+    return State(value.step, MixState.from_json(value.progress["mix"]), value.progress["tokens"])
+
+
+def score_rollouts(student: Student, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    """The checkers' scores of what was written, by domain."""
+    scores: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        prompt = rollout.prompt
+        if prompt.checker not in (None, "none"):
+            text = student.lm.tokenizer.decode(answer_ids(rollout))
+            score = check(prompt.checker, text, prompt.reference)
+            if score is not None:
+                scores.setdefault(prompt.domain, []).append(score)
+    return scores
+
+
+def answer_ids(rollout: Rollout) -> list[int]:
+    return [token for segment in rollout.segments if segment.kind == "answer" for token in segment.token_ids]
+
+
+def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence[Rollout]) -> None:
+    """The step in metrics, timings and samples: one rollout per domain, and all that it takes to look at it."""
+    step = line["step"]
+    append_line(loop.folder / "metrics.jsonl", line)
+    append_line(loop.folder / "timings.jsonl", {"step": step, "seconds": clock.seconds, "peak_bytes": peak_bytes()})
+    shown: dict[str, Rollout] = {}
+    for rollout in rollouts:
+        shown.setdefault(rollout.prompt.domain, rollout)
+    decode = loop.student.lm.tokenizer.decode
+    for domain, rollout in sorted(shown.items()):
+        sample = {
+            "step": step,
+            "domain": domain,
+            "prompt": decode(rollout.prompt_ids),
+            "completion": decode(rollout.completion_ids),
+            "reference": rollout.prompt.reference,
+            "finish_reason": rollout.finish_reason,
+            "writer": rollout.writer,
+            "sampling_logprobs": rollout.sampling_logprobs,
+        }
+        append_line(loop.folder / "samples.jsonl", sample)
+    loop.display.step(step, loop.training.steps, _numbers_that_matter(line))
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held, on the accelerator if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _numbers_that_matter(line: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {"loss": line["loss"]}
+    for name, by_domain in (("kl", line["kl"]["domain"]), ("score", line["score"])):
+        if by_domain:
+            numbers[name] = sum(by_domain.values()) / len(by_domain)
+    return numbers | {"length": line["length"]["mean"], "truncated": line["truncated"], "lr": line["learning_rate"]}
+
+
+def _supervised(rollouts: Sequence[Rollout]) -> Asked:
+    return Asked(tuple(Row(rollout, supervised=1.0) for rollout in rollouts))
+
+
+def _references(loop: Loop, rollouts: Sequence[Rollout]) -> list[Row]:
+    """The supervised rows beside the on-policy ones: each prompt's reference, once."""
+    if loop.reference == 0:
+        return []
+    prompts = {rollout.prompt.prompt_id: rollout.prompt for rollout in rollouts}
+    return [Row(reference_rollout(prompt, loop.student.lm), supervised=loop.reference) for prompt in prompts.values()]
+
+
+def _by_source(prompts: Sequence[Prompt], by_domain: Mapping[str, float]) -> dict[str, float]:
+    """KL by domain -> KL by source, over the domains of the prompts that a source gave."""
+    values: dict[str, list[float]] = {}
+    for prompt in prompts:
+        if prompt.domain in by_domain:
+            values.setdefault(prompt.source, []).append(by_domain[prompt.domain])
+    return {source: sum(found) / len(found) for source, found in values.items()}
+
+
+def _merge_failures(parts: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    merged: dict[str, dict[str, int]] = {}
+    for part in parts:
+        for teacher, counts in part.items():
+            for reason, count in counts.items():
+                reasons = merged.setdefault(teacher, {})
+                reasons[reason] = reasons.get(reason, 0) + count
+    return merged
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 1_009 + rank

@@ -1,0 +1,121 @@
+"""Who writes the completions of a step: the student, the prompts' references, or the teachers.
+
+A writer is a function (prompts, step) -> rollouts. All three end in the same value, so that on-policy distillation,
+supervised fine-tuning and a warm-up on the teachers' samples are one loop with different writers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from pipeline.errors import DataError
+from pipeline.rollout.local import LocalGenerator
+from pipeline.rollout.protocol import SamplingSettings
+from pipeline.types import Prompt, Rollout
+from teachers.causal_lm import CausalLM, render
+from teachers.plan import Routes, plan
+from teachers.pool import Pool
+from teachers.types import Chat, Message, Segment
+
+Writer = Callable[[Sequence[Prompt], int], list[Rollout]]
+Advance = Callable[[int], None]
+
+
+def student_writer(lm: CausalLM, settings: SamplingSettings, seed: int, advance: Advance | None = None) -> Writer:
+    """The student samples `settings.samples_per_prompt` answers to each prompt. `step` is also its policy version."""
+    generator = LocalGenerator(lm)
+
+    def write(prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+        rendered = [(prompt, render(prompt.conversation, lm.tokenizer)) for prompt in prompts]
+        return generator.generate(
+            rendered, settings, seed=seed, step=step, policy_version=step, on_finished=advance
+        )  # fmt: skip
+
+    return write
+
+
+def reference_writer(lm: CausalLM) -> Writer:
+    """The prompts' own references. Raises DataError for a prompt that has none."""
+
+    def write(prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+        return [reference_rollout(prompt, lm) for prompt in prompts]
+
+    return write
+
+
+def reference_rollout(prompt: Prompt, lm: CausalLM) -> Rollout:
+    """A prompt's reference as a completion that ends."""
+    if prompt.reference is None:
+        raise DataError(
+            f"source {prompt.source}: a prompt has no reference answer to train on; "
+            f"set data.sources.{prompt.source}.columns.answer, or use method: distill"
+        )
+    prompt_ids = render(prompt.conversation, lm.tokenizer)
+    answer = _reference_ids(prompt, prompt_ids, lm)
+    segments = (
+        Segment("assistant", "answer", answer[:-1], trainable=True),
+        Segment("assistant", "end", answer[-1:], trainable=True),
+    )
+    return Rollout(prompt, 0, prompt_ids, segments, "end", writer="reference")
+
+
+def _reference_ids(prompt: Prompt, prompt_ids: tuple[int, ...], lm: CausalLM) -> tuple[int, ...]:
+    """The reference's tokens and an end token, as the chat template would write them where it extends the prompt.
+
+    A template that rewrites earlier turns (Qwen3 drops thinking) does not extend it; there the text is tokenized alone.
+    """
+    assert prompt.reference is not None
+    conversation = prompt.conversation
+    if isinstance(conversation, Chat):
+        turn = Message("assistant", prompt.reference)
+        whole = render(replace(conversation, messages=(*conversation.messages, turn)), lm.tokenizer, open_turn=False)
+        if whole[: len(prompt_ids)] == prompt_ids:
+            completion = whole[len(prompt_ids) :]
+            for index, token in enumerate(completion):
+                if token in lm.end_ids:
+                    return completion[: index + 1]
+    ids: list[int] = lm.tokenizer.encode(prompt.reference, add_special_tokens=False)
+    return (*ids, end_id(lm))
+
+
+def end_id(lm: CausalLM) -> int:
+    """The token a finished answer is closed with: the tokenizer's own end token, else the lowest of the model's."""
+    own = lm.tokenizer.eos_token_id
+    return own if own in lm.end_ids else min(lm.end_ids)
+
+
+def teacher_writer(
+    pool: Pool, routes: Routes, student: CausalLM, settings: SamplingSettings, seed: int, advance: Advance | None = None
+) -> Writer:
+    """Each prompt is answered by the teacher with the largest share of it, and becomes a supervised row."""
+
+    def write(prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+        by_teacher: dict[str, list[Prompt]] = {}
+        for prompt in prompts:
+            by_teacher.setdefault(routes.main_teacher(prompt.domain), []).append(prompt)
+        written: dict[str, list[Rollout]] = {}
+        for teacher, group in by_teacher.items():
+            with pool.writing(teacher) as lm:
+                for rollout in student_writer(lm, settings, seed, advance)(group, step):
+                    written.setdefault(rollout.prompt.prompt_id, []).append(_as_sample(rollout, teacher, student))
+        return [rollout for prompt in prompts for rollout in written[prompt.prompt_id]]
+
+    return write
+
+
+def _as_sample(rollout: Rollout, teacher: str, student: CausalLM) -> Rollout:
+    """A teacher's completion under the student's own rendering of the prompt, ended by the student's end token."""
+    segments = tuple(
+        replace(segment, token_ids=(end_id(student),)) if segment.kind == "end" else segment
+        for segment in rollout.segments
+    )
+    return replace(
+        rollout,
+        prompt_ids=render(rollout.prompt.conversation, student.tokenizer),
+        segments=segments,
+        model_logprobs=(),
+        sampling_logprobs=(),
+        policy_versions=(),
+        writer=teacher,
+    )
