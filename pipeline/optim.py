@@ -50,7 +50,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     that a batch does not contain towards zero for no reason.
     """
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    decayed, kept = [], []
+    decayed: list[Tensor] = []
+    kept: list[Tensor] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -91,8 +92,8 @@ class MasterAdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "this optimizer takes no closure"
-        for live, master in zip(self.param_groups, self._adamw.param_groups, strict=True):
-            master["lr"] = live["lr"]
+        for live, group in zip(self.param_groups, self._adamw.param_groups, strict=True):
+            group["lr"] = live["lr"]
         pairs = self._pairs()
         for parameter, master in pairs:
             master.grad = None if parameter.grad is None else parameter.grad.float()

@@ -1,0 +1,319 @@
+"""The student: what the recipe says about it, loaded; and `forward`, which is body, head and losses in one module.
+
+Nobody else touches its weights: under DDP or FSDP a product outside the wrapped module would leave gradients behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline import recipe
+from pipeline.checkpoint import whole_folder
+from pipeline.errors import ModelError, RunError
+from pipeline.fused import fused_loss
+from pipeline.types import StepOutput, TrainingBatch
+from teachers.causal_lm import CausalLM, decoder, load_causal_lm
+from teachers.heads import find_head
+from teachers.types import Head
+
+ADAPTER = "student"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Student(nn.Module):
+    """A causal LM that is trained.
+
+    lm: the model with its tokenizer, for whoever generates or decodes. trained: names of the parameters that learn,
+    fixed at load: teachers' adapters over the same base come and go without changing it.
+
+    It is in eval mode except between `train()` and `eval()` around an update: checkpointed layers decode wrongly in
+    training mode.
+    """
+
+    def __init__(self, lm: CausalLM, head: Head, chunk_bytes: int) -> None:
+        super().__init__()
+        self.model = lm.model
+        self.lm = lm
+        self.head = head
+        self.chunk_bytes = chunk_bytes
+        self.trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """By name; tied ones once."""
+        named = dict(self.named_parameters())
+        return {name: named[name] for name in self.trained}
+
+    def forward(self, batch: TrainingBatch) -> StepOutput:
+        """The batch's loss and measurements. Every trained parameter is in the graph, for an empty batch too."""
+        hidden = last_hidden(self.lm, batch)
+        output = fused_loss(hidden, self.head, self.head.load(), batch, chunk_bytes=self.chunk_bytes)
+        return replace(output, loss=attached(output.loss, list(self.trained_parameters().values())))
+
+
+def attached(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The same loss, with every parameter in its graph."""
+    result: Tensor = _Attached.apply(loss, *parameters)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Attached(torch.autograd.Function):
+    """The loss, with an edge to every parameter that carries no gradient.
+
+    DDP waits for all parameters; those that this batch did not reach (an expert without tokens, the head of an empty
+    batch) become ready through this edge, at no cost in memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.count = len(parameters)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (*gradients, *(None for _ in range(ctx.count)))
+
+
+# ---- from a flat batch to hidden states ----
+
+
+def last_hidden(lm: CausalLM, batch: TrainingBatch) -> Tensor:
+    """(N, D) last hidden states at `batch.predictors`, rows laid out as the architecture computes them right.
+
+    Packing pays only where attention knows the rows' boundaries (flash attention): anywhere else S tokens laid end to
+    end cost S² of attention and a mask of that size, while right padding needs no mask at all in a causal model.
+    """
+    attention = str(getattr(lm.model.config, "_attn_implementation", ""))
+    packed = lm.tolerance.packing and attention.startswith("flash_attention")
+    return packed_hidden(lm, batch) if packed else padded_hidden(lm, batch)
+
+
+def padded_hidden(lm: CausalLM, batch: TrainingBatch) -> Tensor:
+    """Each row padded on its right to the longest, without a mask: no token sees a later one."""
+    lengths = batch.cu_seqlens.diff()
+    if not len(lengths):
+        return _run(lm, batch.input_ids.new_zeros(1, 1), None)[0][batch.predictors]
+    width = int(lengths.max())
+    rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    place = rows * width + batch.positions
+    ids = batch.input_ids.new_zeros(len(lengths) * width).index_copy(0, place, batch.input_ids)
+    hidden = _run(lm, ids.view(len(lengths), width), None)
+    return hidden.flatten(0, 1)[place[batch.predictors]]
+
+
+def packed_hidden(lm: CausalLM, batch: TrainingBatch) -> Tensor:
+    """All rows in one, told apart by their positions; right only where `lm.tolerance.packing` holds."""
+    if not len(batch.input_ids):
+        return padded_hidden(lm, batch)
+    return _run(lm, batch.input_ids[None], batch.positions[None])[0][batch.predictors]
+
+
+def _run(lm: CausalLM, ids: Tensor, positions: Tensor | None) -> Tensor:
+    output = decoder(lm.model)(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+# ---- loading ----
+
+
+def load_student(
+    config: recipe.Student, *, model_path: str, seed: int, chunk_bytes: int, device: torch.device
+) -> Student:
+    """Loads the model in `model_path` (a hub name or a folder, already resolved) as the recipe's student.
+
+    `config.dtype` is the dtype of the weights, so what generates is what is exported. Full tuning in bfloat16 keeps
+    fp32 copies in the optimizer (`optim.MasterAdamW`); a LoRA adapter is fp32 over a base of `config.dtype`, and its
+    first weights are a function of `seed`.
+
+    Raises:
+        ModelError: what cannot be loaded or cannot be trained as the recipe asks.
+    """
+    if config.dtype == "float16":
+        raise ModelError("student.dtype: gradients overflow in float16; use bfloat16 or float32")
+    lm = load_causal_lm(model_path, name="student", revision=config.revision, dtype=config.dtype, device=device)
+    if config.chat_template is not None:
+        lm.tokenizer.chat_template = _read_template(config.chat_template)
+    _silence_dropout(lm.model)
+    if isinstance(config.tune, recipe.LoraTuning):
+        lm = replace(lm, model=_with_lora(lm.model, config.tune, seed))
+    else:
+        lm.model.requires_grad_(True)
+    _freeze_indexers(lm.model)
+    if config.gradient_checkpointing:
+        _checkpoint_layers(lm.model)
+    return Student(lm, find_head(lm.model, lm.vocab_size, key="student"), chunk_bytes)
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(
+            f"student.chat_template: {path} cannot be read ({error.strerror}); name a Jinja file"
+        ) from error
+
+
+def _silence_dropout(model: nn.Module) -> None:
+    """The distribution that is trained is the one that samples: no dropout but the recipe's own on LoRA."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "jitter_noise"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _freeze_indexers(model: nn.Module) -> None:
+    """An indexer (DeepSeek's sparse attention) picks by top-k: no gradient reaches it, and DDP would wait for one."""
+    for name, parameter in model.named_parameters():
+        if ".indexer." in name:
+            parameter.requires_grad_(False)
+
+
+def _checkpoint_layers(model: nn.Module) -> None:
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    with warnings.catch_warnings():
+        # transformers renames this in version 6; the new name is not in the oldest version supported.
+        warnings.simplefilter("ignore", FutureWarning)
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _with_lora(model: nn.Module, tune: recipe.LoraTuning, seed: int) -> PeftModel:
+    targets = tune.targets if isinstance(tune.targets, str) else list(tune.targets)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tune.rank,
+        lora_alpha=tune.alpha,
+        lora_dropout=tune.dropout,
+        target_modules=targets,
+        exclude_modules=_not_plain(model) if targets == "all-linear" else None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
+        except ValueError as error:
+            raise ModelError(f"student.tune.targets: {targets!r} does not fit this model: {_line(error)}") from error
+    _refuse_targets(wrapped)
+    return wrapped
+
+
+def _not_plain(model: nn.Module) -> list[str] | None:
+    """Linear layers that LoRA cannot stand beside (they reshape their input), or that no gradient reaches."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (not _is_plain(module) or ".indexer." in name)
+    ]
+    return names or None
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module).forward is nn.Linear.forward
+
+
+def _refuse_targets(model: PeftModel) -> None:
+    base = model.get_base_model()
+    ends = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
+    for name, module in base.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if id(module) in ends:
+            raise ModelError(
+                f"student.tune.targets: {name} is an embedding or the head, which teachers and losses share with the "
+                "base; leave it out, or use tune: full"
+            )
+        if not _is_plain(module.get_base_layer()):
+            raise ModelError(
+                f"student.tune.targets: {name} is a {type(module.get_base_layer()).__name__}, not a plain linear "
+                "layer; leave it out, or use all-linear"
+            )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+# ---- its state, and itself before training ----
+
+
+def trainable_state(student: Student) -> dict[str, Tensor]:
+    """Copies on the CPU of all that training changes, by name; tied weights once."""
+    return {name: value.detach().cpu().clone() for name, value in student.trained_parameters().items()}
+
+
+@torch.no_grad()
+def load_trainable_state(student: Student, state: Mapping[str, Tensor]) -> None:
+    """Puts back what `trainable_state` gave, bit by bit.
+
+    Raises:
+        RunError: the names, shapes or dtypes are not this student's.
+    """
+    parameters = student.trained_parameters()
+    if odd := sorted(parameters.keys() ^ state.keys()):
+        raise RunError(
+            f"the saved weights are another student's: {odd[0]} is only in one of them ({len(odd)} such names)"
+        )
+    for name, parameter in parameters.items():
+        saved = state[name]
+        if saved.shape != parameter.shape or saved.dtype != parameter.dtype:
+            raise RunError(
+                f"the saved weights are another student's: {name} is {tuple(saved.shape)} {saved.dtype}, here "
+                f"{tuple(parameter.shape)} {parameter.dtype}"
+            )
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])
+
+
+def export(student: Student, folder: Path) -> None:
+    """Writes `folder/model`, which plain transformers loads, and for a LoRA student `folder/adapter`, for plain peft.
+
+    Weights, tokenizer, chat template and generation config; each folder appears whole or not at all. The live student
+    stays as it is: merging into it and out again would not give the same bits back.
+    """
+    model: Any = student.lm.model
+    if isinstance(model, PeftModel):
+        with whole_folder(folder / "adapter") as partial:
+            model.save_pretrained(str(partial), selected_adapters=[ADAPTER], save_embedding_layers=False)
+            for file in (partial / ADAPTER).iterdir():  # peft makes a subfolder for any name but "default"
+                file.rename(partial / file.name)
+            (partial / ADAPTER).rmdir()
+            student.lm.tokenizer.save_pretrained(partial)
+    with whole_folder(folder / "model") as partial:
+        plain = merged(model) if isinstance(model, PeftModel) else model
+        plain.save_pretrained(partial)
+        student.lm.tokenizer.save_pretrained(partial)
+
+
+@torch.no_grad()
+def merged(model: PeftModel) -> PreTrainedModel:
+    """A plain model with W + scale·B·A in place of each adapted W, added in fp32; all other tensors are shared."""
+    base = model.get_base_model()
+    state = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in base.state_dict().items() if ".lora_" not in name
+    }
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer) and ADAPTER in module.lora_A:
+            weight = module.get_base_layer().weight
+            state[f"{name}.weight"] = (weight.float() + module.get_delta_weight(ADAPTER).float()).to(weight.dtype)
+    with torch.device("meta"):
+        plain = type(base)(copy.deepcopy(base.config))
+    plain.load_state_dict(state, strict=True, assign=True)
+    plain.generation_config = base.generation_config
+    return plain
