@@ -1,0 +1,273 @@
+"""Rollouts in this process: a decoding loop on the model's own cache, one uniform number per token.
+
+Which rows decode together, and when finished ones leave, follows from the prompts, the settings, the seed and the step
+alone: the last bits of a logit depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError, ModelError, RunError
+from pipeline.rollout.protocol import SamplingSettings
+from pipeline.rollout.sampling import sample, uniforms
+from pipeline.rollout.segments import ThinkTags, segment, think_tags
+from pipeline.rollout.stopping import Finish, Stopping
+from pipeline.types import Prompt, Rollout
+from teachers.caching import eval_mode, select_rows
+from teachers.causal_lm import CausalLM
+
+_REMOVE_FROM = 0.25  # the share of finished rows from which copying the cache without them pays
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One completion to write. place: of its prompt in the call."""
+
+    place: int
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    sample_index: int
+
+
+@dataclass
+class _Draft:
+    """A completion while it is written."""
+
+    token_ids: list[int] = field(default_factory=list)
+    model_logprobs: list[float] = field(default_factory=list)
+    sampling_logprobs: list[float] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+@dataclass(eq=False)
+class _Batch:
+    """The rows in the model, one per row of every tensor.
+
+    drafts: which draft a row writes. numbers (b, max_new_tokens) float64: its uniforms. lengths (b,) its prompt's
+    tokens. mask (b, longest prompt + max_new_tokens), or None where no row is padded. width: tokens in the cache.
+    logits (b, V) fp32 of the next token.
+    """
+
+    drafts: list[int]
+    numbers: Tensor
+    lengths: Tensor
+    mask: Tensor | None
+    cache: Any
+    width: int
+    logits: Tensor
+
+    def keep(self, places: list[int]) -> None:
+        """Leaves only these rows. The logits stay: the next forward replaces them."""
+        index = torch.tensor(places, device=self.numbers.device)
+        self.drafts = [self.drafts[place] for place in places]
+        self.numbers, self.lengths = self.numbers[index], self.lengths[index]
+        self.mask = None if self.mask is None else self.mask[index]
+        select_rows(self.cache, index)
+
+
+@dataclass(frozen=True, eq=False)
+class LocalGenerator:
+    """A `Generator` (see `protocol.py`) around a model in this process. The model's mode is restored after a call."""
+
+    lm: CausalLM
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
+        settings: SamplingSettings,
+        *,
+        seed: int,
+        step: int,
+        policy_version: int,
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[Rollout]:
+        """As in the protocol.
+
+        Raises:
+            DataError: a prompt is empty, or leaves no room for `max_new_tokens` in the model's context.
+            ModelError: the model has no cache to decode with.
+            RunError: the model's logits are not finite numbers.
+        """
+        for prompt, prompt_ids in prompts:
+            _check_length(prompt, prompt_ids, settings, self.lm.context)
+        rows = [
+            _Row(place, prompt, tuple(prompt_ids), sample_index)
+            for place, (prompt, prompt_ids) in enumerate(prompts)
+            for sample_index in range(settings.samples_per_prompt)
+        ]
+        tags = think_tags(self.lm.tokenizer)
+        written: dict[tuple[int, int], Rollout] = {}
+        with torch.inference_mode(), eval_mode(self.lm.model):
+            for group in _groups(rows, settings.rows, self.lm.tolerance.left_padding):
+                numbers = [
+                    uniforms(seed, step, row.prompt.prompt_id, row.sample_index, settings.max_new_tokens)
+                    for row in group
+                ]
+                drafts = self._decode(group, np.stack(numbers), settings, on_finished)
+                for row, draft in zip(group, drafts, strict=True):
+                    written[row.place, row.sample_index] = _rollout(row, draft, tags, policy_version)
+        return [written[row.place, row.sample_index] for row in rows]
+
+    def _decode(
+        self,
+        group: Sequence[_Row],
+        numbers: np.ndarray[Any, np.dtype[np.float64]],
+        settings: SamplingSettings,
+        on_finished: Callable[[int], None] | None,
+    ) -> list[_Draft]:
+        stopping = _stopping(self.lm, settings)
+        drafts = [_Draft() for _ in group]
+        batch = self._prefill(group, numbers)
+        for turn in range(settings.max_new_tokens):
+            ids, *logprobs = sample(
+                batch.logits, batch.numbers[:, turn], settings.temperature, settings.top_p, settings.top_k
+            )
+            tokens = ids.tolist()
+            running = _record(group, drafts, batch.drafts, tokens, logprobs, stopping, on_finished)
+            if not running:
+                break
+            if self.lm.tolerance.row_removal and len(running) <= (1 - _REMOVE_FROM) * len(tokens):
+                batch.keep(running)
+                ids = ids[torch.tensor(running, device=ids.device)]
+            self._advance(batch, ids, turn)
+        return drafts
+
+    def _prefill(self, group: Sequence[_Row], numbers: np.ndarray[Any, np.dtype[np.float64]]) -> _Batch:
+        """Runs the prompts, padded on the left; one run for all samples of a prompt where cache rows may repeat."""
+        device = next(self.lm.model.parameters()).device
+        runs = {row.place if self.lm.tolerance.row_removal else index: row for index, row in enumerate(group)}
+        longest = max(len(row.prompt_ids) for row in group)
+        pads = torch.tensor([longest - len(row.prompt_ids) for row in runs.values()], device=device)
+        # Any token will do for padding: the mask hides it.
+        padded = [row.prompt_ids[:1] * (longest - len(row.prompt_ids)) + row.prompt_ids for row in runs.values()]
+        places = torch.arange(longest + numbers.shape[1], device=device)
+        mask = (places >= pads[:, None]).long() if pads.any() else None
+        output: Any = self.lm.model(
+            input_ids=torch.tensor(padded, device=device),
+            attention_mask=None if mask is None else mask[:, :longest],
+            position_ids=(places[:longest] - pads[:, None]).clamp_min(0),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            raise ModelError(
+                f"{self.lm.name}: the model keeps no past_key_values, which rollouts in process decode with"
+            )
+        batch = _Batch(
+            drafts=list(range(len(group))),
+            numbers=torch.from_numpy(numbers).to(device),
+            lengths=longest - pads,
+            mask=mask,
+            cache=cache,
+            width=longest,
+            logits=self._real(output.logits),
+        )
+        if len(runs) < len(group):
+            order = {place: index for index, place in enumerate(runs)}
+            index = torch.tensor([order[row.place] for row in group], device=device)
+            select_rows(cache, index)
+            batch.lengths, batch.logits = batch.lengths[index], batch.logits[index]
+            batch.mask = None if mask is None else mask[index]
+        return batch
+
+    def _advance(self, batch: _Batch, ids: Tensor, turn: int) -> None:
+        """Runs the tokens (b,) drawn in this turn, which makes the logits of the next."""
+        batch.width += 1
+        output: Any = self.lm.model(
+            input_ids=ids[:, None],
+            attention_mask=None if batch.mask is None else batch.mask[:, : batch.width],
+            position_ids=(batch.lengths + turn)[:, None],
+            past_key_values=batch.cache,
+            use_cache=True,
+        )
+        batch.logits = self._real(output.logits)
+
+    def _real(self, logits: Tensor) -> Tensor:
+        """(b, 1, rows of the embedding) -> (b, V) fp32, without the embedding's padded rows."""
+        return logits[:, -1, : self.lm.vocab_size].float()
+
+
+def _record(
+    group: Sequence[_Row],
+    drafts: Sequence[_Draft],
+    writing: Sequence[int],
+    tokens: Sequence[int],
+    logprobs: Sequence[Tensor],
+    stopping: Stopping,
+    on_finished: Callable[[int], None] | None,
+) -> list[int]:
+    """Appends a token to every draft that is not finished. Returns the places in the batch that go on."""
+    running, finished = [], 0
+    model_logprobs, sampling_logprobs = (values.tolist() for values in logprobs)
+    for place, (index, token) in enumerate(zip(writing, tokens, strict=True)):
+        draft = drafts[index]
+        if draft.finish is not None:
+            continue
+        if model_logprobs[place] != model_logprobs[place]:  # NaN
+            raise RunError(
+                f"prompt {group[index].prompt.prompt_id}: the model's logits are not finite numbers; "
+                "go back to an earlier checkpoint and lower training.learning_rate"
+            )
+        draft.token_ids.append(token)
+        draft.model_logprobs.append(model_logprobs[place])
+        draft.sampling_logprobs.append(sampling_logprobs[place])
+        draft.finish = stopping.finish(draft.token_ids)
+        if draft.finish is None:
+            running.append(place)
+        else:
+            finished += 1
+    if finished and on_finished is not None:
+        on_finished(finished)
+    return running
+
+
+def _groups(rows: Sequence[_Row], limit: int, mixed_lengths: bool) -> Iterator[list[_Row]]:
+    """Batches of at most `limit` rows, about equally many in each; rows of one length only, unless mixed."""
+    by_length = sorted(rows, key=lambda row: (len(row.prompt_ids), row.prompt.prompt_id, row.sample_index))
+    for _, same in groupby(by_length, key=lambda row: 0 if mixed_lengths else len(row.prompt_ids)):
+        members = list(same)
+        count = -(-len(members) // limit)
+        for index in range(count):
+            yield members[index * len(members) // count : (index + 1) * len(members) // count]
+
+
+def _stopping(lm: CausalLM, settings: SamplingSettings) -> Stopping:
+    def decode(token_ids: Sequence[int]) -> str:
+        text: str = lm.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    return Stopping(lm.end_ids, frozenset(settings.stop_token_ids), settings.stop, settings.max_new_tokens, decode)
+
+
+def _rollout(row: _Row, draft: _Draft, tags: ThinkTags | None, policy_version: int) -> Rollout:
+    assert draft.finish is not None
+    return Rollout(
+        prompt=row.prompt,
+        sample_index=row.sample_index,
+        prompt_ids=row.prompt_ids,
+        segments=segment(draft.token_ids, draft.finish.reason, tags, row.prompt_ids, draft.finish.past_stop),
+        finish_reason=draft.finish.reason,
+        model_logprobs=tuple(draft.model_logprobs),
+        sampling_logprobs=tuple(draft.sampling_logprobs),
+        policy_versions=(policy_version,) * len(draft.token_ids),
+    )
+
+
+def _check_length(prompt: Prompt, prompt_ids: Sequence[int], settings: SamplingSettings, context: int) -> None:
+    if not prompt_ids:
+        raise DataError(f"source {prompt.source}: prompt {prompt.prompt_id} is empty: there is no token to continue")
+    if len(prompt_ids) + settings.max_new_tokens > context:
+        raise DataError(
+            f"source {prompt.source}: prompt {prompt.prompt_id} has {len(prompt_ids)} tokens, and with "
+            f"{settings.max_new_tokens} new ones passes the model's context of {context}; "
+            "lower data.max_prompt_tokens or rollout.max_new_tokens"
+        )

@@ -1,0 +1,68 @@
+"""What a generator is: prompts in, rollouts out, the same whether the student runs in this process or on a server.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.recipe import Rollouts
+from pipeline.types import Prompt, Rollout
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How completions are drawn.
+
+    temperature: 0 is greedy, for evaluation; a recipe's own is above 0.
+    top_p, top_k: keep the fewest most probable entries with mass top_p of the top_k most probable; 1 and 0 keep all.
+    stop: texts that end a completion; it keeps the token in which one is complete.
+    stop_token_ids: tokens that end a completion, beside the model's own end tokens.
+    rows: completions decoded together at most.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    samples_per_prompt: int = 1
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    rows: int = 64
+
+    @classmethod
+    def from_recipe(cls, rollouts: Rollouts) -> SamplingSettings:
+        return cls(**rollouts.model_dump(exclude={"kind"}))
+
+
+class Generator(Protocol):
+    """Writes completions with the student's present weights."""
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
+        settings: SamplingSettings,
+        *,
+        seed: int,
+        step: int,
+        policy_version: int,
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[Rollout]:
+        """Completes every prompt `settings.samples_per_prompt` times.
+
+        Args:
+            prompts: each prompt with its ids as the student sees them.
+            seed, step: with a prompt's id and the sample's number they determine the random numbers, nothing else does.
+            policy_version: number of updates in the weights, recorded with every token.
+            on_finished: called with how many completions have finished since the last call.
+
+        Returns:
+            Rollouts in the order of the prompts, a prompt's samples together.
+
+        Raises:
+            DataError: a prompt is empty, or leaves no room for `max_new_tokens` in the model's context.
+        """
+        ...
