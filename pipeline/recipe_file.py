@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from pipeline.errors import RecipeError
 from pipeline.files import write_text
-from pipeline.recipe import DistillRecipe, Recipe, SftRecipe
+from pipeline.recipe import DistillRecipe, Recipe, RecipeBase, SftRecipe
 from pipeline.recipe_checks import disagreements, prepared_name
 from pipeline.recipe_paths import resolve_paths, shown
 from pipeline.recipe_problems import problems_of
@@ -89,7 +89,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return changed
 
 
-def dump_resolved(recipe: SftRecipe | DistillRecipe, path: Path) -> None:
+def dump_resolved(recipe: RecipeBase, path: Path) -> None:
     """Write the recipe with every default spelled out. `load_recipe` reads it back to an equal recipe."""
     yaml = YAML()
     yaml.width = 1 << 20  # no folded lines
