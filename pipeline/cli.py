@@ -31,7 +31,7 @@ app = typer.Typer(
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as recipes/quickstart.yaml.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides by dotted key: training.steps=10 output=runs/try"),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides by dotted key: training.steps=10 output=runs/try"),
 ]
 
 

@@ -205,6 +205,8 @@ def _parsed(where: str, override: str, folders: tuple[Path, ...]) -> _Override:
     parts = tuple(key.strip().split("."))
     if not separator or not all(parts):
         return _Override(parts, None, position, "is not an override; write key=value, such as training.steps=10")
+    if parts[0] == "prepare" and parts[2:3] == ("set",) and len(parts) > 3:
+        parts = (*parts[:3], ".".join(parts[3:]))  # what stands under `set` is itself a dotted key
     document = read_yaml(text)
     problem = "; ".join(text for _, _, text in document.problems)
     return _Override(parts, document.data, position, problem)

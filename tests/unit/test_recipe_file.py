@@ -392,7 +392,7 @@ prepare:
 
 def test_prepared_recipes_are_loaded_with_their_settings() -> None:
     write(SFT, "recipes/sft.yaml")
-    loaded = load_recipe(write(PREPARES), ["prepare.base.set={training.steps: 3}"])
+    loaded = load_recipe(write(PREPARES), ["prepare.base.set.training.steps=3"])
     assert {name: inner.recipe.training.steps for name, inner in loaded.prepared.items()} == {"base": 3, "sorter": 5}
     assert isinstance(loaded.prepared["base"].recipe, SftRecipe)
     assert loaded.prepared["sorter"].recipe.student.model == "prepared:base"
