@@ -36,7 +36,8 @@ class Stopping:
         if last in self.stop_ids:
             return Finish("stop")
         if self.stop and (text := self._stopped(token_ids)) is not None:
-            return Finish("stop", past_stop=not text.endswith(self.stop))
+            exact = any(stop in text and text.index(stop) + len(stop) == len(text) for stop in self.stop)
+            return Finish("stop", past_stop=not exact)
         return Finish("length") if len(token_ids) >= self.max_new_tokens else None
 
     def _stopped(self, token_ids: Sequence[int]) -> str | None:
