@@ -1,0 +1,223 @@
+"""How good a model is on held-out prompts, and how several models compare: per domain, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.checkers import check
+from pipeline.rollout.local import LocalGenerator
+from pipeline.rollout.protocol import SamplingSettings
+from pipeline.statistics import mean_interval, paired_difference, ratio_of_means
+from pipeline.types import Prompt, Rollout
+from teachers.causal_lm import CausalLM, render
+
+BASE, SPECIALIST, STUDENT = "base", "specialist", "student"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model in one domain.
+
+    mean, low, high: of the scores in [0, 1] with its 95% interval; None where no prompt could be judged. scores: by
+    prompt id, of those that could. length: mean completion tokens. truncated: the share that ran out of room.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    scores: Mapping[str, float]
+    prompts: int
+    length: float
+    truncated: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Score:
+        return Score(**value)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion of an evaluation. completion: the answer as it was judged."""
+
+    domain: str
+    prompt_id: str
+    completion: str
+    reference: str | None
+    score: float | None
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    domains: Mapping[str, Score]
+    samples: tuple[Sample, ...]
+
+
+ModelScores = Mapping[str, Mapping[str, Score]]  # model -> domain -> Score
+
+
+def evaluate_model(
+    lm: CausalLM,
+    held_out: Mapping[str, Sequence[Prompt]],
+    *,
+    settings: SamplingSettings,
+    prompts_per_domain: int,
+    advance: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Greedy answers to the first `prompts_per_domain` prompts of each domain, judged by the prompts' checkers.
+
+    settings: max_new_tokens, rows and the stops count; the rest is greedy. Domains are decoded apart, so a domain's
+    answers do not depend on which others are evaluated. advance: called with how many completions have finished.
+    Raises DataError: a prompt that does not fit the context, a checker's fault.
+    """
+    greedy = replace(settings, temperature=0.0, top_p=1.0, top_k=0, samples_per_prompt=1)
+    generator = LocalGenerator(lm)
+    domains: dict[str, Score] = {}
+    samples: list[Sample] = []
+    for domain, prompts in held_out.items():
+        rendered = [(prompt, render(prompt.conversation, lm.tokenizer)) for prompt in prompts[:prompts_per_domain]]
+        rollouts = generator.generate(rendered, greedy, seed=0, step=0, policy_version=0, on_finished=advance)
+        judged = [_judge(rollout, lm, greedy.stop) for rollout in rollouts]
+        domains[domain] = summarise(rollouts, judged)
+        samples += judged
+    return Evaluation(domains, tuple(samples))
+
+
+def answer_text(rollout: Rollout, lm: CausalLM, stop: Sequence[str] = ()) -> str:
+    """The completion's answer without thinking, end tokens and whatever begins with a stop string."""
+    ids = [token for segment in rollout.segments if segment.kind == "answer" for token in segment.token_ids]
+    text: str = lm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text[: min((place for string in stop if (place := text.find(string)) >= 0), default=len(text))]
+
+
+def _judge(rollout: Rollout, lm: CausalLM, stop: Sequence[str]) -> Sample:
+    prompt = rollout.prompt
+    text = answer_text(rollout, lm, stop)
+    score = check(prompt.checker or "none", text, prompt.reference, prompt)
+    return Sample(prompt.domain, prompt.prompt_id, text, prompt.reference, score, rollout.finish_reason)
+
+
+def summarise(rollouts: Sequence[Rollout], judged: Sequence[Sample]) -> Score:
+    """One domain's rollouts, one or more, and their judgments to a Score."""
+    scores = {sample.prompt_id: sample.score for sample in judged if sample.score is not None}
+    values = list(scores.values())
+    low, high = mean_interval(values) if values else (None, None)
+    return Score(
+        mean=sum(values) / len(values) if values else None,
+        low=low,
+        high=high,
+        scores=scores,
+        prompts=len(rollouts),
+        length=sum(len(rollout.completion_ids) for rollout in rollouts) / len(rollouts),
+        truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+    )
+
+
+# ---- several models ----
+
+
+def table(models: ModelScores) -> tuple[list[str], list[list[str | None]]]:
+    """(columns, rows): a row per domain with each model's mean and interval, None where it has none, and their mean.
+
+    The last row is over the domains that every model was judged in, so that its numbers compare.
+    """
+    columns = ["domain", *models]
+    rows: list[list[str | None]] = [
+        [domain, *(_cell(scores.get(domain)) for scores in models.values())] for domain in _domains(models)
+    ]
+    common = _common(models, *models)
+    if common:
+        rows.append(["mean", *(f"{_mean(scores, common):.3f}" for scores in models.values())])
+    return columns, rows
+
+
+def evaluation_json(
+    models: ModelScores, kl: Mapping[str, Mapping[str, float]] | None = None, student: str = STUDENT
+) -> dict[str, Any]:
+    """What `evaluation.json` holds. kl: domain -> teacher -> KL in nats per token on held-out prompts.
+
+    domains, intervals, prompts, lengths, truncated: domain -> model -> value. means: model -> mean over the domains
+    that every model was judged in. recovered: domain -> the share of the specialist's gain over the base that the
+    student has, None where the specialist gained nothing. share_of_specialists: the student's mean over the
+    specialists' mean, with its interval. differences: domain -> model -> student − model, paired by prompt.
+    """
+    domains = _domains(models)
+
+    def by_domain(value: Callable[[Score], Any]) -> dict[str, dict[str, Any]]:
+        return {
+            domain: {model: value(scores[domain]) for model, scores in models.items() if domain in scores}
+            for domain in domains
+        }
+
+    common = _common(models, *models)
+    return {
+        "domains": by_domain(lambda score: score.mean),
+        "intervals": by_domain(lambda score: None if score.mean is None else [score.low, score.high]),
+        "prompts": by_domain(lambda score: score.prompts),
+        "lengths": by_domain(lambda score: score.length),
+        "truncated": by_domain(lambda score: score.truncated),
+        "kl": {domain: dict(values) for domain, values in (kl or {}).items()},
+        "means": {model: _mean(scores, common) for model, scores in models.items()} if common else {},
+        "recovered": {
+            domain: _recovered(models, domain, student) for domain in _common(models, BASE, SPECIALIST, student)
+        },
+        "share_of_specialists": _share(models, student),
+        "differences": {domain: _differences(models, domain, student) for domain in domains},
+    }
+
+
+def _share(models: ModelScores, student: str) -> dict[str, float] | None:
+    above: dict[str, list[float]] = {}
+    below: dict[str, list[float]] = {}
+    for domain in _common(models, student, SPECIALIST):
+        above[domain], below[domain] = _paired(models[student][domain], models[SPECIALIST][domain])
+    found = ratio_of_means(above, below)
+    return None if found is None else dict(zip(("value", "low", "high"), found, strict=True))
+
+
+def _recovered(models: ModelScores, domain: str, student: str) -> float | None:
+    base, specialist, own = (models[name][domain].mean or 0.0 for name in (BASE, SPECIALIST, student))
+    return (own - base) / (specialist - base) if specialist > base else None
+
+
+def _differences(models: ModelScores, domain: str, student: str) -> dict[str, dict[str, float]]:
+    found = {}
+    for model in models:
+        if model != student and domain in _common(models, student, model):
+            first, second = _paired(models[student][domain], models[model][domain])
+            value, low, high = paired_difference(first, second)
+            found[model] = {"value": value, "low": low, "high": high}
+    return found
+
+
+def _paired(first: Score, second: Score) -> tuple[list[float], list[float]]:
+    """The scores of the prompts that both have."""
+    ids = [prompt_id for prompt_id in first.scores if prompt_id in second.scores]
+    return [first.scores[prompt_id] for prompt_id in ids], [second.scores[prompt_id] for prompt_id in ids]
+
+
+def _domains(models: ModelScores) -> list[str]:
+    return list(dict.fromkeys(domain for scores in models.values() for domain in scores))
+
+
+def _common(models: ModelScores, *names: str) -> list[str]:
+    """The domains in which every named model was judged, on at least one prompt that all of them answered."""
+
+    def shared(domain: str) -> bool:
+        found = [models[name][domain].scores.keys() for name in names if domain in models.get(name, {})]
+        return len(found) == len(names) > 0 and bool(set.intersection(*map(set, found)))
+
+    return [domain for domain in _domains(models) if shared(domain)]
+
+
+def _mean(scores: Mapping[str, Score], domains: Sequence[str]) -> float:
+    return sum(scores[domain].mean or 0.0 for domain in domains) / len(domains)
+
+
+def _cell(score: Score | None) -> str | None:
+    return None if score is None or score.mean is None else f"{score.mean:.3f} [{score.low:.2f}, {score.high:.2f}]"
