@@ -1,0 +1,130 @@
+"""Judging answers: words, numbers, and functions in files, with the line of a fault in them."""
+
+from __future__ import annotations
+
+import random
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkers import check, last_number
+from pipeline.errors import DataError
+
+
+def test_exact_ignores_white_space_only() -> None:
+    assert check("exact", " a  b\n", "a b") == 1
+    assert check("exact", "a b c", "a b") == 0
+    assert check("exact", "A b", "a b") == 0
+    assert check("exact", "ab", "a b") == 0
+    assert check("exact", "", "a") == 0
+
+
+def test_no_score_is_none() -> None:
+    assert check("none", "a", "a") is None
+    assert check("exact", "a", None) is None
+    assert check("numeric", "1", None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("She has 3 left.\n#### 72", "72"),
+        ("#### 1,234", "1234"),
+        ("#### 5 dollars, not 6", "6"),
+        ("The 12 of them pay $1,000,000.50.", "1000000.5"),
+        ("That is 50%.", "50"),
+        ("-3", "-3"),
+        ("x = -3.", "-3"),
+        ("-$5", "-5"),
+        ("$-5", "-5"),
+        ("\N{MINUS SIGN}7", "-7"),
+        ("5-3", "3"),
+        ("pages 4-8", "8"),
+        ("3/4", "3/4"),
+        ("about 0.50", "1/2"),
+        (".25", "1/4"),
+        (r"\boxed{\frac{3}{4}} or 9", "3/4"),
+        (r"\boxed{1} and then \boxed{2}. 7", "2"),
+        (r"$\boxed{\text{at 5 } 1{,}000}$", "1000"),
+        (r"\boxed{12\,000", "12000"),
+        (r"\$12.00", "12"),
+        ("**18**", "18"),
+        ("1, 2, 3", "3"),
+        ("1,2,3", "3"),
+        ("1,111,1111", "1111"),
+    ],
+)
+def test_last_number(text: str, value: str) -> None:
+    assert last_number(text) == Fraction(value)
+
+
+@pytest.mark.parametrize("text", ["", "none", "5/0", "9" * 5000, "-"])
+def test_no_number(text: str) -> None:
+    assert last_number(text) is None
+
+
+@pytest.mark.parametrize("trial", range(20))
+def test_a_number_written_in_any_way_is_itself(trial: int) -> None:
+    pick = random.Random(trial)
+    number = Decimal(pick.randint(-(10 ** pick.randint(1, 16)), 10 ** pick.randint(1, 16))).scaleb(-pick.randint(0, 4))
+    for text in (f"{number}", f"{number:,}", f"so it is {number:,}.", f"#### {number}", rf"\boxed{{{number}}}"):
+        assert last_number(text) == Fraction(number)
+    assert check("numeric", f"{number + Decimal('0.00001')}", f"{number}") == 0
+
+
+@pytest.mark.parametrize("text", ["1," * 50_000, "1,111" * 50_000, r"\text{" * 50_000, "9" * 300_000, "1/" * 100_000])
+@pytest.mark.timeout(20)
+def test_a_model_that_repeats_itself_is_judged_in_linear_time(text: str) -> None:
+    assert check("numeric", text, "#### 72") == 0
+
+
+def test_a_reference_without_a_number_is_said() -> None:
+    with pytest.raises(DataError, match="the reference, 'seven', has no number; use exact"):
+        check("numeric", "7", "seven")
+
+
+def test_an_unknown_checker_is_said() -> None:
+    with pytest.raises(DataError, match="unknown checker 'fuzzy'"):
+        check("fuzzy", "7", "seven")
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_function_in_a_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "def half(completion, reference, prompt):\n    return 0.5 if reference in completion else False\n"
+    )
+    assert check(f"{path}:half", "a cat", "cat") == 0.5
+    assert check(f"{path}:half", "a dog", "cat") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def judge(a, b, c):\n    x = 1\n    return len(None)\n", r"mine\.py:3: checker judge failed: TypeError"),
+        ("def judge(a, b):\n    return 1\n", r"mine\.py: checker judge failed: TypeError.*positional"),
+        ("def judge(a, b, c)\n    return 1\n", r"mine\.py:1: the checker file does not load: SyntaxError"),
+        ("\nimport nothing_of_this_name\n", r"mine\.py:2: the checker file does not load: ModuleNotFoundError"),
+        ("def other(a, b, c):\n    return 1\n", r"mine\.py has no function judge: define `def judge"),
+        ("judge = 3\n", r"mine\.py has no function judge"),
+        ("def judge(a, b, c):\n    return 2\n", r"mine\.py: checker judge returned 2; return a bool"),
+        ("def judge(a, b, c):\n    return None\n", r"checker judge returned None"),
+        ("def judge(a, b, c):\n    return float('nan')\n", r"checker judge returned nan"),
+    ],
+)
+def test_a_fault_in_a_file_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(DataError, match=said) as caught:
+        check(f"{path}:judge", "a", "b")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no checker file .*gone\.py"):
+        check(f"{tmp_path}/gone.py:judge", "a", "b")
