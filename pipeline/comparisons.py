@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
+import torch
+from peft import PeftModel
+from teachers.pool import Pool
+from torch import Tensor
+
+from pipeline.errors import ModelError
 from pipeline.recipe import DistillRecipe, SftRecipe
+from pipeline.student import merged
+from teachers.causal_lm import CausalLM
+
+SHARED = ("seed", "threads", "student", "data", "rollout", "teachers", "routing", "evaluation")
 
 
 def sft_recipe(recipe: DistillRecipe, tokens: int, mean_length: float) -> SftRecipe:
     """The same student, data, prompts and optimizer, trained on answers that the teachers write.
 
     tokens: completion tokens the student was trained on. mean_length: tokens of a teacher's answer; the number of
-    steps is chosen so that both see about as many tokens.
+    steps is chosen so that both are trained on about as many tokens.
     """
     per_step = recipe.training.prompts_per_step * recipe.rollout.samples_per_prompt * mean_length
-    steps = max(1, round(tokens / per_step))
-    shared = {name: getattr(recipe, name) for name in ("seed", "threads", "student", "data", "rollout", "teachers", "routing")}
-    return SftRecipe(
-        method="sft",
-        answers="teachers",
-        training=recipe.training.model_copy(update={"steps": steps}),
-        evaluation=recipe.evaluation,
-        **shared,
-    )
+    training = recipe.training.model_copy(update={"steps": max(1, round(tokens / per_step))})
+    shared = {name: getattr(recipe, name) for name in SHARED}
+    return SftRecipe(method="sft", answers="teachers", training=training, **shared)
+
+
+@torch.no_grad()
+def average(pool: Pool) -> CausalLM:
+    """A model whose every weight is the mean of the teachers' (adapters merged into their base first).
+
+    Raises ModelError where the teachers have different shapes.
+    """
+    total: dict[str, Tensor] = {}
+    for name in pool.names:
+        with pool.writing(name) as lm:
+            model = merged(lm.model, lm.model.active_adapter) if isinstance(lm.model, PeftModel) else lm.model
+            state = model.state_dict()
+            if total and {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in total.items()}:
+                raise ModelError(
+                    f"compare: parameter_average needs teachers of one shape, and {name} differs; leave it out"
+                )
+            for key, value in state.items():
+                total[key] = total[key] + value.double() if key in total else value.double()
+            mean_of = lm
+            config = type(model), model.config, model.generation_config
+    kind, settings, generation = config
+    averaged = kind(copy.deepcopy(settings))  # really made: buffers that are not saved must have their values
+    dtypes = {key: value.dtype for key, value in state.items()}
+    averaged.load_state_dict({k: (v / len(pool.names)).to(dtypes[k]) for k, v in total.items()}, assign=True)
+    averaged.generation_config = generation
+    return replace(mean_of, name="average of the teachers", model=averaged.eval())

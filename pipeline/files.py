@@ -25,6 +25,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Adds one JSON line. Floats are written so that reading gives the same bits back."""
     with path.open("a", encoding="utf-8") as file:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from teachers.pool import Pool, build_pool
 
 from pipeline.asking import Asking, routes_of
 from pipeline.display import Display
@@ -24,7 +25,6 @@ from pipeline.student import Student, frozen_initial, load_student
 from pipeline.targets import ANCHOR
 from pipeline.trainer import Loop
 from pipeline.writers import Writer, reference_writer, student_writer, teacher_writer
-from teachers.pool import Pool, build_pool
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,7 +73,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     command_line = [(f"command line: {override}", override, (Path.cwd(), path.parent)) for override in overrides]
     reading = _read(path, [_parsed(*item) for item in command_line], (), ())
     if reading.problems or reading.loaded is None:
-        raise RecipeError(list(dict.fromkeys(reading.problems)))
+        one_line_each = ("\\n".join(problem.splitlines()) for problem in reading.problems)  # a key may hold a newline
+        raise RecipeError(list(dict.fromkeys(one_line_each)))
     return reading.loaded
 
 

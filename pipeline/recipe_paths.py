@@ -96,11 +96,12 @@ def _looks_local(value: str) -> bool:
 
 def _find(value: str, folders: Folders) -> Path | None:
     """The first place where something is, as an absolute path with its symbolic links kept."""
-    places = (Path(os.path.abspath(folder / Path(value).expanduser())) for folder in folders)
-    return next((place for place in places if place.exists()), None)
+    # os.path, not pathlib: for names that no file can have it says no where pathlib raises.
+    places = (os.path.abspath(folder / os.path.expanduser(value)) for folder in folders)
+    return next((Path(place) for place in places if os.path.exists(place)), None)
 
 
 def _absent(what: str, value: str, folders: Folders) -> str:
     places = " or ".join(dict.fromkeys(shown(folder) for folder in folders))
-    looked = "" if Path(value).expanduser().is_absolute() else f" in {places}"
+    looked = "" if os.path.isabs(os.path.expanduser(value)) else f" in {places}"
     return f"there is no {what} {value}{looked}; correct the path"

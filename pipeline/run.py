@@ -6,8 +6,6 @@ Each stage leaves something complete on disk, so that a resumed run begins again
 from __future__ import annotations
 
 import gc
-import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +15,7 @@ from pipeline import assess
 from pipeline import checkpoint as checkpoints
 from pipeline.comparisons import sft_recipe
 from pipeline.display import Display
-from pipeline.files import read_lines, write_json
+from pipeline.errors import RunError
 from pipeline.job import Job, Parts, build_loop, load_parts, make_accelerator
 from pipeline.mixing import MixState
 from pipeline.ranks import world_of
@@ -25,7 +23,7 @@ from pipeline.recipe import DistillRecipe
 from pipeline.recipe_file import LoadedRecipe
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.student import export
-from pipeline.trainer import Loop, State, advance, peak_bytes, restore_state, train
+from pipeline.trainer import Loop, State, restore_state, train
 
 
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
@@ -58,14 +56,17 @@ def _prepare(loaded: LoadedRecipe, folder: Path, names: Mapping[str, Path], disp
     """Runs the recipes that this one needs, in order; each may use the results of those before it."""
     results: dict[str, Path] = {}
     for name, inner in loaded.prepared.items():
-        output = inner.recipe.output or folder / "prepared" / name
-        going_on = status(output) is not None
+        place = output(inner, folder, name)
+        going_on = status(place) is not None
         with display.nested(name):
-            results[name] = _run(
-                inner, output, {**names, **results}, resume=going_on, extend=False, display=display
-            )  # fmt: skip
+            results[name] = _run(inner, place, {**names, **results}, resume=going_on, extend=False, display=display)
         gc.collect()
     return results
+
+
+def output(inner: LoadedRecipe, folder: Path, name: str) -> Path:
+    """Where a prepared recipe's run is: its own output, or inside the run that needs it."""
+    return inner.recipe.output or folder / "prepared" / name
 
 
 def _finish(job: Job) -> None:
@@ -82,9 +83,9 @@ def _finish(job: Job) -> None:
         job.display.phase("exporting the model")
         export(parts.student, job.folder)
     job.world.wait()
-    scores |= _compared(job, state)
+    scores |= _compared(job, parts, state)
     if job.world.is_main:
-        assess.conclude(job, parts, scores, left)
+        assess.conclude(job, scores, left)
         write_status(job.folder, "finished")
     job.world.wait()
 
@@ -98,16 +99,88 @@ def _restored(job: Job, loop: Loop) -> State:
     return state
 
 
-def _compared(job: Job, state: State) -> dict[str, assess.Scores]:
+def _compared(job: Job, parts: Parts, state: State) -> dict[str, assess.Scores]:
     """Runs the supervised baseline that the recipe asks for, at as many training tokens as the student had."""
     recipe = job.recipe
     if not isinstance(recipe, DistillRecipe) or "sft_on_teacher_samples" not in recipe.compare:
         return {}
     name = "sft_on_teacher_samples"
     folder = job.folder / "compare" / name
-    inner = sft_recipe(recipe, state.tokens, assess.mean_teacher_length(job))
+    inner = sft_recipe(recipe, state.tokens, assess.mean_teacher_length(job, parts))
     loaded = replace(job.loaded, recipe=inner, data=inner.model_dump(mode="json"), prepared={})
     with job.display.nested(name):
         going_on = status(folder) is not None
         _run(loaded, folder, job.prepared, resume=going_on, extend=False, display=job.display)
-    return {name: assess.read(folder / "evaluations" / f"student-{inner.training.steps:06d}.json")}
+    return {name: assess.read(folder, f"student-{inner.training.steps:06d}")}
+
+
+# ---- check ----
+
+
+def check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) -> None:
+    """Resolves everything that a recipe names; with `step`, runs one real step in a scratch folder and reports it.
+
+    Raises TutelageError or TeacherError for what would stop a run.
+    """
+    _describe(loaded, display)
+    if offline:
+        return
+    made = {name: output(inner, loaded.output, name) for name, inner in loaded.prepared.items()}
+    missing = [name for name, folder in made.items() if status(folder) != "finished"]
+    for name in missing:
+        with display.nested(name):
+            check(loaded.prepared[name], offline=False, step=False, display=display)
+    if missing:
+        display.note(f"not made yet, and so not checked: what is built on {', '.join(missing)}")
+        if step:
+            raise RunError(f"--step needs the prepared models: run the recipe once, or prepare {missing[0]} first")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        accelerator = make_accelerator(loaded.recipe)
+        job = Job(loaded, Path(scratch), made, accelerator, world_of(accelerator), display)
+        parts = load_parts(job)
+        _describe_parts(parts, display)
+        if step:
+            _try_step(job, parts)
+
+
+def _describe(loaded: LoadedRecipe, display: Display) -> None:
+    recipe = loaded.recipe
+    rows: list[list[str | float | None]] = [["method", recipe.method], ["output", str(loaded.output)]]
+    rows += [[f"prepare {name}", str(inner.path)] for name, inner in loaded.prepared.items()]
+    rows += [["student", str(recipe.student.model)], ["tune", recipe.student.tune.kind]]
+    rows += [[f"source {name}", source.kind] for name, source in recipe.data.sources.items()]
+    rows += [[f"teacher {name}", config.kind] for name, config in recipe.teachers.items()]
+    rows += [["steps", str(recipe.training.steps)], ["prompts per step", str(recipe.training.prompts_per_step)]]
+    display.table(str(loaded.path), ["what", "value"], rows)
+
+
+def _describe_parts(parts: Parts, display: Display) -> None:
+    tolerance = parts.student.lm.tolerance
+    trained = sum(parameter.numel() for parameter in parts.student.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in parts.student.parameters())
+    display.note(f"student: {trained:,} of {total:,} parameters are trained; context {parts.student.lm.context:,}")
+    for name, holds in vars(tolerance).items():
+        if not holds:
+            display.note(f"student: no {name.replace('_', ' ')} with this architecture; equal lengths decode together")
+    for source, prompts in parts.prompts.train.items():
+        display.note(f"source {source}: {len(prompts):,} prompts, {parts.prompts.dropped[source]:,} dropped")
+    for domain, held_out in parts.prompts.held_out.items():
+        display.note(f"domain {domain}: {len(held_out):,} held-out prompts")
+    for note in parts.pool.notes:
+        display.note(note)
+
+
+def _try_step(job: Job, parts: Parts) -> None:
+    """One real step, thrown away afterwards."""
+    loop = build_loop(job, parts)
+    start = time.perf_counter()
+    advance(loop, State(0, MixState()))
+    seconds = time.perf_counter() - start
+    phases = next(iter(read_lines(job.folder / "timings.jsonl")))["seconds"]
+    job.display.table("one step", ["phase", "seconds"], [[name, value] for name, value in phases.items()])
+    steps = job.recipe.training.steps
+    job.display.note(
+        f"{seconds:.2f} s a step, {peak_bytes() / 1e9:.2f} GB at most; about {seconds * steps / 60:.1f} minutes for "
+        f"{steps} steps, evaluations not counted"
+    )

@@ -1,11 +1,11 @@
 """One run, one directory: who may write into it, and whether it starts, goes on, or is refused.
 
-    recipe.yaml        the recipe, every default spelled out        run.json      status, versions, machine
-    metrics.jsonl      a line per step, the same whenever run       timings.jsonl seconds and memory per step
-    samples.jsonl      a rollout per domain and step                journal/      rollouts of steps without a checkpoint
-    checkpoints/       step-000025, …                               prepared/     the runs this one needed first
-    evaluations/       scores of each model                         evaluation.json   all of them, side by side
-    model/ adapter/    the result, as transformers and peft read it
+recipe.yaml        the recipe, every default spelled out        run.json      status, versions, machine
+metrics.jsonl      a line per step, the same whenever run       timings.jsonl seconds and memory per step
+samples.jsonl      a rollout per domain and step                journal/      rollouts of steps without a checkpoint
+checkpoints/       step-000025, …                               prepared/     the runs this one needed first
+evaluations/       scores of each model                         evaluation.json   all of them, side by side
+model/ adapter/    the result, as transformers and peft read it
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -116,14 +116,3 @@ def clean_up(folder: Path) -> None:
     for name in LINE_FILES:
         cut_back(folder / name, step)
     manifest.prune(folder / "journal", step)
-
-
-def remember(folder: Path, name: str, make: Any) -> Mapping[str, Any]:
-    """The value kept in evaluations/NAME.json, made and kept first if it is not there."""
-    path = folder / "evaluations" / f"{name}.json"
-    if not path.exists():
-        write_json(path, make())
-    kept: Mapping[str, Any] = json.loads(path.read_text())
-    return kept
-
-

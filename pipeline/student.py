@@ -23,7 +23,8 @@ from pipeline.checkpoint import whole_folder
 from pipeline.errors import ModelError, RunError
 from pipeline.fused import fused_loss
 from pipeline.types import StepOutput, TrainingBatch
-from teachers.causal_lm import CausalLM, decoder, load_causal_lm
+from teachers.causal_lm import CausalLM, ModelKey, decoder, load_causal_lm, model_key
+from teachers.errors import TeacherError
 from teachers.heads import find_head
 from teachers.types import Head
 
@@ -35,17 +36,18 @@ class Student(nn.Module):
     """A causal LM that is trained.
 
     lm: the model with its tokenizer, for whoever generates or decodes. trained: names of the parameters that learn,
-    fixed at load: teachers' adapters over the same base come and go without changing it.
+    fixed at load: teachers' adapters over the same base come and go without changing it. key: what it was loaded from.
 
     It is in eval mode except between `train()` and `eval()` around an update: checkpointed layers decode wrongly in
     training mode.
     """
 
-    def __init__(self, lm: CausalLM, head: Head, chunk_bytes: int) -> None:
+    def __init__(self, lm: CausalLM, head: Head, key: ModelKey, chunk_bytes: int) -> None:
         super().__init__()
         self.model = lm.model
         self.lm = lm
         self.head = head
+        self.key = key
         self.chunk_bytes = chunk_bytes
         self.trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.eval()
@@ -58,6 +60,10 @@ class Student(nn.Module):
         """By name; tied ones once."""
         named = dict(self.named_parameters())
         return {name: named[name] for name in self.trained}
+
+    def shared_bases(self) -> dict[ModelKey, CausalLM]:
+        """Frozen models that adapter teachers may stand on instead of loading them again: a LoRA student's base."""
+        return {self.key: self.lm} if isinstance(self.lm.model, PeftModel) else {}
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """The batch's loss and measurements. Every trained parameter is in the graph, for an empty batch too."""
@@ -146,9 +152,18 @@ def load_student(
     """
     if config.dtype == "float16":
         raise ModelError("student.dtype: gradients overflow in float16; use bfloat16 or float32")
-    lm = load_causal_lm(model_path, name="student", revision=config.revision, dtype=config.dtype, device=device)
-    if config.chat_template is not None:
-        lm.tokenizer.chat_template = _read_template(config.chat_template)
+    template = None if config.chat_template is None else _read_template(config.chat_template)
+    try:
+        lm = load_causal_lm(
+            model_path,
+            name="student",
+            dtype=config.dtype,
+            revision=config.revision,
+            device=device,
+            chat_template=template,
+        )
+    except TeacherError as error:
+        raise ModelError(str(error)) from error
     _silence_dropout(lm.model)
     if isinstance(config.tune, recipe.LoraTuning):
         lm = replace(lm, model=_with_lora(lm.model, config.tune, seed))
@@ -157,7 +172,11 @@ def load_student(
     _freeze_indexers(lm.model)
     if config.gradient_checkpointing:
         _checkpoint_layers(lm.model)
-    return Student(lm, find_head(lm.model, lm.vocab_size, key="student"), chunk_bytes)
+    try:
+        head = find_head(lm.model, lm.vocab_size, key="student")
+    except TeacherError as error:
+        raise ModelError(str(error)) from error
+    return Student(lm, head, model_key(model_path, config.revision, config.dtype), chunk_bytes)
 
 
 def _read_template(path: Path) -> str:

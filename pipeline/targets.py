@@ -194,22 +194,15 @@ def _concatenate(signals: Sequence[FullVocab | TopK]) -> FullVocab | TopK:
     return TopK(*(torch.cat([getattr(signal, name) for signal in signals]) for name in _TOP_K_FIELDS))
 
 
+_BATCH_FIELDS = (
+    "input_ids", "positions", "cu_seqlens", "predictors", "labels", "sampling_logprobs", "nll_weights", "group",
+)  # fmt: skip
 _TOP_K_FIELDS = ("token_logprobs", "ids", "logprobs", "log_tail", "valid")
 
 
 def to_device(batch: TrainingBatch, device: torch.device) -> TrainingBatch:
     """The same batch with every tensor on `device`; teachers' heads stay where they are."""
-    fields = (
-        "input_ids",
-        "positions",
-        "cu_seqlens",
-        "predictors",
-        "labels",
-        "sampling_logprobs",
-        "nll_weights",
-        "group",
-    )
-    moved = {name: getattr(batch, name).to(device) for name in fields}
+    moved = {name: getattr(batch, name).to(device) for name in _BATCH_FIELDS}
     targets = tuple(
         replace(t, positions=t.positions.to(device), weights=t.weights.to(device), signal=_signal_to(t.signal, device))
         for t in batch.targets

@@ -10,6 +10,7 @@ Everything is a pure function of (domain, count, seed, split); the code domains 
 from __future__ import annotations
 
 import keyword
+import re
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,6 +44,7 @@ STDLIB_MODULES = (
     *("symtable", "tabnanny", "tarfile", "tempfile", "textwrap", "threading", "timeit", "token", "tokenize", "trace"),
     *("traceback", "types", "typing", "uuid", "warnings", "wave", "weakref", "webbrowser", "zipapp", "zipfile"),
 )
+SNAKE_CASE = re.compile(r"[a-z]+(_[a-z]+){1,3}")
 LAYOUT = frozenset({tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER})
 
 
@@ -101,30 +103,31 @@ def _distinct(pairs: Iterator[tuple[str, str]], count: int, domain: str) -> list
 
 def running_sums(random: Random) -> tuple[str, str]:
     """Sums of the digits so far, modulo 10: every digit of the answer is the one before plus the next of the question."""
-    digits = [random.randrange(10) for _ in range(random.randint(6, 9))]
-    return f"running sums mod 10: {_join(digits)}", _join(total % 10 for total in accumulate(digits))
+    digits = [random.randrange(10) for _ in range(8)]
+    return f"running sums: {_join(digits)}", _join(total % 10 for total in accumulate(digits))
 
 
 def addition(random: Random) -> tuple[str, str]:
     """Column addition from the right, each column's sum written out: the carry links a column to the one before."""
     left, right = random.randint(100, 999), random.randint(100, 999)
-    columns = []
+    columns: list[str] = []
     carry = 0
     for place in (1, 10, 100):
-        columns.append(left // place % 10 + right // place % 10 + carry)
-        carry = columns[-1] // 10
-    return f"add by columns: {left}+{right}", f"{_join(columns, ' ')} = {left + right}"
+        a, b = left // place % 10, right // place % 10
+        columns.append(f"{a}+{b}+{carry}={a + b + carry:02}")
+        carry = (a + b + carry) // 10
+    return f"add: {left}+{right}", " ".join(columns)
 
 
 def division(random: Random) -> tuple[str, str]:
     """Long division by 7 written as quotient digit and remainder: each step divides the former remainder and a digit."""
-    dividend = [random.randint(1, 9), *(random.randrange(10) for _ in range(random.randint(3, 5)))]
+    dividend = [random.randint(1, 9), *(random.randrange(10) for _ in range(4))]
     steps = []
     remainder = 0
     for digit in dividend:
         quotient, remainder = divmod(10 * remainder + digit, 7)
         steps.append(f"{quotient}r{remainder}")
-    return f"long division: {_join(dividend)}/7", _join(steps, " ")
+    return f"divide: {_join(dividend)}/7", _join(steps, " ")
 
 
 def boolean(random: Random) -> tuple[str, str]:
@@ -132,12 +135,12 @@ def boolean(random: Random) -> tuple[str, str]:
     operators: dict[str, Callable[[int, int], int]] = {"&": and_, "|": or_, "^": xor}
     value = random.randrange(2)
     text, values = str(value), []
-    for _ in range(random.randint(7, 10)):
+    for _ in range(8):
         symbol, bit = random.choice("&|^"), random.randrange(2)
         value = operators[symbol](value, bit)
         text += f"{symbol}{bit}"
         values.append(value)
-    return f"left to right: {text}", _join(values)
+    return f"fold: {text}", _join(values)
 
 
 # --- strings ---------------------------------------------------------------------------------------------------------
@@ -145,7 +148,7 @@ def boolean(random: Random) -> tuple[str, str]:
 
 def sorting(random: Random) -> tuple[str, str]:
     """Letters into alphabetical order: each is the smallest of those that the answer does not hold yet."""
-    letters = random.sample(LETTERS, random.randint(6, 9))
+    letters = random.sample(LETTERS, random.randint(8, 12))
     return f"sort: {_join(letters)}", _join(sorted(letters))
 
 
@@ -155,7 +158,7 @@ def run_lengths(random: Random) -> tuple[str, str]:
     while len(letters) < 5:
         letters.append(random.choice([letter for letter in LETTERS[:6] if letter != letters[-1]]))
     text = "".join(letter * random.randint(1, 4) for letter in letters)
-    return f"run lengths: {text}", "".join(f"{letter}{len([*run])}" for letter, run in groupby(text))
+    return f"runs: {text}", "".join(f"{letter}{len([*run])}" for letter, run in groupby(text))
 
 
 def hops(random: Random) -> tuple[str, str]:
@@ -176,7 +179,7 @@ def cancelling(random: Random) -> tuple[str, str]:
     for _ in range(random.randint(2, 3)):
         place = random.randint(0, len(text))
         text = text[:place] + random.choice("abcde") * 2 + text[place:]
-    return f"cancel pairs: {text}", " ".join(_cancellations(text))
+    return f"cancel: {text}", " ".join(_cancellations(text))
 
 
 def _cancellations(text: str) -> Iterator[str]:
@@ -194,6 +197,20 @@ def code_brackets(random: Random) -> tuple[str, str]:
     return random.choice(_bracket_questions())
 
 
+def camel_case(random: Random) -> tuple[str, str]:
+    """A real name in snake case turned into camel case: letter by letter, a capital after each underscore passed."""
+    name = random.choice(_snake_names())
+    head, *rest = name.split("_")
+    return f"camelCase: {name}", head + "".join(part.capitalize() for part in rest)
+
+
+@lru_cache(maxsize=1)
+def _snake_names() -> tuple[str, ...]:
+    """The distinct names of the standard library of two to four parts in snake case."""
+    names = {token.string: None for _, tokens in _statements() for token in tokens if token.type == tokenize.NAME}
+    return tuple(name for name in names if len(name) <= 18 and SNAKE_CASE.fullmatch(name))
+
+
 def code_names(random: Random) -> tuple[str, str]:
     """The distinct names of a real statement in order, without keywords: each is looked for behind the former."""
     return random.choice(_name_questions())
@@ -206,7 +223,7 @@ def _bracket_questions() -> tuple[tuple[str, str], ...]:
     for text, tokens in _statements():
         brackets = [token.string for token in tokens if token.type == tokenize.OP and token.string in "()[]{}"]
         depths = [*accumulate(1 if bracket in "([{" else -1 for bracket in brackets)]
-        if len(text) <= 44 and 4 <= len(brackets) <= 10 and max(depths) > 1:
+        if len(text) <= 44 and 4 <= len(brackets) <= 10:
             questions.append((f"brackets: {text}", "".join(f"{b}{d}" for b, d in zip(brackets, depths, strict=True))))
     return tuple(questions)
 
@@ -218,7 +235,7 @@ def _name_questions() -> tuple[tuple[str, str], ...]:
     for text, tokens in _statements():
         found = [token.string for token in tokens if token.type == tokenize.NAME and not keyword.iskeyword(token.string)]
         names = [*dict.fromkeys(found)]
-        if len(text) <= 36 and 3 <= len(names) <= 5 and len(" ".join(names)) <= 24:
+        if len(text) <= 30 and 3 <= len(names) <= 4 and len(" ".join(names)) <= 22:
             questions.append((f"names: {text}", " ".join(names)))
     return tuple(questions)
 
@@ -255,5 +272,5 @@ def _task(make: Callable[[Random], tuple[str, str]]) -> Task:
     return Task(make.__name__, (make.__doc__ or "").strip(), make)
 
 
-_MAKERS = (running_sums, addition, division, boolean, sorting, run_lengths, hops, cancelling, code_brackets, code_names)
+_MAKERS = (running_sums, addition, division, boolean, sorting, run_lengths, hops, cancelling, code_brackets, code_names, camel_case)
 DOMAINS: Mapping[str, Task] = MappingProxyType({make.__name__: _task(make) for make in _MAKERS})

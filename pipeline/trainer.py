@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,7 @@ def update(loop: Loop, rows: Sequence[Row], step: int) -> tuple[Sums, float, flo
     rate = learning_rate(step - 1, loop.training)
     set_learning_rate(loop.optimizer, rate)
     loop.optimizer.step()
+    loop.model.eval()
     return whole, grad_norm, rate
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from teachers.pool import Pool
+
 from pipeline.errors import DataError
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.types import Prompt, Rollout
 from teachers.causal_lm import CausalLM, render
-from teachers.plan import Routes, plan
-from teachers.pool import Pool
+from teachers.plan import Routes
 from teachers.types import Chat, Message, Segment
 
 Writer = Callable[[Sequence[Prompt], int], list[Rollout]]

@@ -60,7 +60,7 @@ def sample(
     model_total = blocks.sum(-1)
     total = model_total
     if top_k > 0 or top_p < 1.0:
-        masses = _truncate(masses, top_p, top_k)
+        masses = _truncate(masses, model_total, top_p, top_k)
         blocks = _block_sums(masses)
         total = blocks.sum(-1)
     ids = _search(masses, blocks, uniforms)
@@ -103,24 +103,27 @@ def _first(passed: Tensor, possible: Tensor) -> Tensor:
     return torch.where(found.amax(-1, keepdim=True) > 0, found.argmax(-1, keepdim=True), last)
 
 
-def _truncate(masses: Tensor, top_p: float, top_k: int) -> Tensor:
-    """(B, V) masses with zeros at all but the most probable entries, first by top_k, then by top_p of what is left."""
+def _truncate(masses: Tensor, total: Tensor, top_p: float, top_k: int) -> Tensor:
+    """(B, V) masses with zeros at all but the most probable entries, first by top_k, then by top_p of what is left.
+
+    total: (B,) float64, the rows' sums.
+    """
     vocab_size = masses.shape[-1]
     limit = min(top_k, vocab_size) if top_k > 0 else vocab_size
-    total = masses.sum(-1, keepdim=True, dtype=torch.float64)
     width = limit if top_k > 0 else min(_FIRST_CANDIDATES, limit)
     while True:
-        largest = masses.topk(width, dim=-1).values
-        cumulative = largest.cumsum(-1, dtype=torch.float64)
-        wanted = top_p * (cumulative[:, -1:] if width == limit else total)
+        largest = masses.topk(min(width + 1, vocab_size), dim=-1).values
+        cumulative = largest[:, :width].cumsum(-1, dtype=torch.float64)
+        wanted = top_p * (cumulative[:, -1:] if width == limit else total[:, None])
         if width == limit or bool((cumulative[:, -1:] >= wanted).all()):
             break
         width = min(8 * width, limit)
     kept = ((cumulative < wanted).sum(-1, keepdim=True) + 1).clamp_max(width)
     threshold = largest.gather(-1, kept - 1)
     keep = masses >= threshold
-    if bool((keep.sum(-1, keepdim=True) > kept).any()):
+    following = largest.gather(-1, kept.clamp_max(largest.shape[-1] - 1))
+    if bool(((following == threshold) & (kept < vocab_size)).any()):
         # topk settles ties in an order of its own; here the lower ids are kept.
         above, equal = masses > threshold, masses == threshold
         keep = above | (equal & (equal.cumsum(-1) <= kept - above.sum(-1, keepdim=True)))
-    return masses.masked_fill(~keep, 0.0)
+    return masses * keep

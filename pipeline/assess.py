@@ -1,0 +1,162 @@
+"""Every model of a run on the same held-out prompts, before, during and after; each kept, so none is scored twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline.asking import ask, routes_of
+from pipeline.comparisons import average
+from pipeline.evaluate import BASE, SPECIALIST, STUDENT, Evaluation, Score, evaluate_model, evaluation_json, table
+from pipeline.files import append_line, read_json, write_json
+from pipeline.job import Job, Parts
+from pipeline.metrics import Sums, collect, divergence_by
+from pipeline.recipe import DistillRecipe
+from pipeline.rollout.protocol import SamplingSettings
+from pipeline.targets import build_batch, group_rows, normaliser
+from pipeline.trainer import Loop
+from pipeline.types import Prompt
+from pipeline.writers import student_writer
+from teachers.causal_lm import CausalLM
+
+Scores = dict[str, Score]  # by domain
+KL_PROMPTS = 32  # per domain: KL is a mean over their tokens, a few hundred are enough
+
+
+def before(job: Job, parts: Parts) -> dict[str, Scores]:
+    """The base in every domain, each domain's main teacher in it, and the average of all teachers' weights."""
+    everything = sorted(parts.prompts.held_out)
+    scores = {BASE: _remembered(job, BASE, lambda: _evaluate(job, parts, parts.student.lm, everything, BASE))}
+    if not isinstance(job.recipe, DistillRecipe):
+        return scores
+    scores[SPECIALIST] = {}
+    for teacher, domains in main_teachers(job, parts).items():
+        scores[SPECIALIST] |= _remembered(job, f"teacher-{teacher}", _teacher(job, parts, teacher, domains))
+    if "parameter_average" in job.recipe.compare:
+        name = "parameter_average"
+        scores[name] = _remembered(
+            job, name, lambda: _evaluate(job, parts, average(parts.pool), everything, "average of the teachers")
+        )
+    return scores
+
+
+def _teacher(job: Job, parts: Parts, teacher: str, domains: Sequence[str]) -> Callable[[], Evaluation]:
+    def evaluate() -> Evaluation:
+        with parts.pool.writing(teacher) as lm:
+            return _evaluate(job, parts, lm, domains, f"teacher {teacher}")
+
+    return evaluate
+
+
+def during(job: Job, parts: Parts, step: int) -> None:
+    """The student on its way, every `evaluation.every` steps."""
+    every = job.recipe.evaluation.every
+    if every and step % every == 0 and step < job.recipe.training.steps:
+        scores = student(job, parts, step)
+        judged = {domain: score.mean for domain, score in scores.items() if score.mean is not None}
+        job.display.note(
+            f"step {step}, held out: " + "  ".join(f"{domain} {mean:.2f}" for domain, mean in judged.items())
+        )
+
+
+def student(job: Job, parts: Parts, step: int) -> Scores:
+    """The student as it is after `step` updates."""
+    everything = sorted(parts.prompts.held_out)
+    name = f"{STUDENT}-{step:06d}"
+    return _remembered(job, name, lambda: _evaluate(job, parts, parts.student.lm, everything, STUDENT))
+
+
+def main_teachers(job: Job, parts: Parts) -> dict[str, list[str]]:
+    """Each teacher that has the largest share of some domain, with those domains."""
+    routes = routes_of(job.recipe)
+    teachers: dict[str, list[str]] = {}
+    for domain in sorted(parts.prompts.held_out):
+        teachers.setdefault(routes.main_teacher(domain), []).append(domain)
+    return teachers
+
+
+def mean_teacher_length(job: Job, parts: Parts) -> float:
+    """Completion tokens of a specialist's answer, averaged over domains."""
+    kept = [read(job.folder, f"teacher-{teacher}") for teacher in main_teachers(job, parts)]
+    lengths = [score.length for scores in kept for score in scores.values()]
+    return sum(lengths) / len(lengths)
+
+
+@torch.no_grad()
+def divergence_left(job: Job, parts: Parts, loop: Loop, step: int) -> dict[str, dict[str, float]]:
+    """domain -> teacher -> KL in nats per token, on answers that the student samples to held-out prompts."""
+    path = job.folder / "evaluations" / f"kl-{step:06d}.json"
+    if job.world.is_main and not path.exists():
+        assert loop.asking is not None
+        settings = SamplingSettings.from_recipe(job.recipe.rollout)
+        write = student_writer(parts.student.lm, settings, job.recipe.seed)
+        left: dict[str, dict[str, float]] = {}
+        for domain, prompts in parts.prompts.held_out.items():
+            rollouts = write(prompts[:KL_PROMPTS], 0)
+            rows = ask(loop.asking, rollouts, step).rows
+            sums = Sums()
+            for group in group_rows(rows, loop.training.tokens_per_forward):
+                norm = normaliser(rows, loop.average)
+                batch = build_batch(
+                    group, norm, loop.domains, temperature=loop.temperature, device=parts.student.device
+                )
+                collect(sums, batch, parts.student(batch))
+            left[domain] = divergence_by(sums, "teacher")
+        write_json(path, left)
+    job.world.wait()
+    kept: dict[str, dict[str, float]] = read_json(path)
+    return kept
+
+
+def conclude(job: Job, scores: Mapping[str, Scores], left: Mapping[str, Mapping[str, float]]) -> None:
+    """evaluation.json, and the table that a person sees."""
+    result = evaluation_json(scores, left)
+    write_json(job.folder / "evaluation.json", result)
+    columns, rows = table(scores)
+    job.display.table("held-out scores", columns, rows)
+    share = result["share_of_specialists"]
+    if share:
+        job.display.note(
+            f"the student has {share['value']:.3f} of the specialists' mean [{share['low']:.3f}, {share['high']:.3f}]"
+        )
+
+
+# ---- one model, kept ----
+
+
+def _evaluate(job: Job, parts: Parts, lm: CausalLM, domains: Sequence[str], name: str) -> Evaluation:
+    wanted = job.recipe.evaluation
+    chosen: dict[str, tuple[Prompt, ...]] = {
+        domain: parts.prompts.held_out[domain][: wanted.prompts_per_domain] for domain in domains
+    }
+    settings = SamplingSettings.from_recipe(job.recipe.rollout)
+    if wanted.max_new_tokens:
+        settings = replace(settings, max_new_tokens=wanted.max_new_tokens)
+    with job.display.progress(f"evaluating {name}", sum(map(len, chosen.values()))) as advance:
+        return evaluate_model(
+            lm, chosen, settings=settings, prompts_per_domain=wanted.prompts_per_domain, advance=advance.advance
+        )  # fmt: skip
+
+
+def _remembered(job: Job, name: str, make: Callable[[], Evaluation]) -> Scores:
+    """What is kept as NAME, evaluated by the main process and kept first if it is not there."""
+    path = job.folder / "evaluations" / f"{name}.json"
+    if job.world.is_main and not path.exists():
+        evaluation = make()
+        lines = path.with_suffix(".samples.jsonl")
+        lines.parent.mkdir(exist_ok=True)
+        lines.unlink(missing_ok=True)
+        for sample in evaluation.samples:
+            append_line(lines, vars(sample))
+        write_json(path, {domain: score.to_json() for domain, score in evaluation.domains.items()})
+    job.world.wait()
+    return read(job.folder, name)
+
+
+def read(folder: Path, name: str) -> Scores:
+    """Scores kept in a run's directory."""
+    kept = read_json(folder / "evaluations" / f"{name}.json")
+    return {domain: Score.from_json(value) for domain, value in kept.items()}

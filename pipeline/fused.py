@@ -1,0 +1,389 @@
+"""The student's head and the divergence in one chunked pass: N × V never exists, forward or backward.
+
+Gradients with respect to the hidden states and the head are computed chunk by chunk together with the loss; backward
+only scales them. Per chunk there is one matrix of raw logits for the student, which becomes its gradient, and one for
+each teacher, in the dtype of their products; all else happens on a few rows at a time, in float32, inside the cache.
+
+Legend: N scored tokens of the batch, C rows of a chunk, B rows of a block of it, V vocabulary, R rows of a head's
+matrix, D hidden size, n a target's positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.objectives import (
+    LOG_FLOOR, Sparse, dense_, is_dense, nll_term, policy_gradient_term,
+    probabilities_, top_k_term,
+)  # fmt: skip
+from pipeline.types import StepOutput, Target, TargetOutput, TrainingBatch
+from teachers.types import FullVocab, Head, HeadWeights, TopK
+
+OVERLAP_K = 16  # overlap: share of the student's 16 most probable entries that are among the teacher's 16
+OVERLAP_STRIDE = 16  # measured at every 16th scored token of the batch: top-k over a vocabulary is slow
+_BLOCK_ENTRIES = 2**18  # a float32 buffer of 1 MiB: a block's buffers stay in the cache
+_BLOCK_BUFFERS = 7
+
+
+def fused_loss(
+    hidden: Tensor, head: Head, weights: HeadWeights, batch: TrainingBatch, *, chunk_bytes: int
+) -> StepOutput:
+    """Σ_targets Σ weights · divergence + Σ nll_weights · -log p(label), with measurements.
+
+    hidden (N, D): the student's last hidden states at the scored tokens; its device is where all is computed.
+    head, weights: the student's; the matrix may be the tied embedding. Whichever of hidden, weight and bias requires
+        a gradient gets one; for a frozen head none is computed, and without grad mode none at all.
+    chunk_bytes: memory for logits held at once, at least one row.
+
+    Student's and teachers' logits are divided by batch.temperature; a TopK signal is taken as already at it. Products
+    run in the weights' dtype, or in autocast's; the rest in float32 (float64 for a float64 head).
+    A position whose weight is 0 adds exactly 0, even if the teacher's row there is not finite; elsewhere a row that
+    is not finite makes the loss NaN. Differentiable once; backward may run once.
+    Reported with each target: its divergence before weights (policy_gradient: log p_student - log p_teacher of the
+    label, an estimate of the reverse KL), the overlap of the most probable entries at every 16th position, and the
+    mass on the teacher's kept entries.
+    """
+    assert head.vocab_map is None, "the student's logits are its own vocabulary: its head has no vocab_map"
+    assert hidden.shape[0] == batch.labels.shape[0], "one hidden state per scored token"
+    for target in batch.targets:
+        _check(target)
+    inputs = (hidden, weights.weight, weights.bias)
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        student = _Student.of(hidden, head, weights, _product_dtype(hidden, weights), batch.temperature, wanted)
+        record = _Record.of(hidden, batch, student.accurate)
+        space = _Space(hidden.device)
+        with _loaded_heads(hidden.device) as load:
+            for group in _groups(batch, hidden.device):
+                _run_group(student, record, batch, group, load(_heads(batch, group)), space, chunk_bytes)
+        nll = record.nll.sum()
+        total = record.loss.sum() + nll
+    if wanted:
+        total = _Attached.apply(total, student.gradients(weights), *inputs)
+    return StepOutput(total, nll, record.entropy, record.label_logprobs, record.outputs(batch))
+
+
+def _check(target: Target) -> None:
+    kind, signal = target.divergence.kind, target.signal
+    if isinstance(signal, TopK):
+        assert not is_dense(target.divergence), (
+            f"{target.teacher}: {kind} needs the whole vocabulary and this teacher gives its top-k; "
+            "use a top_k_* divergence or policy_gradient"
+        )
+        assert kind == "policy_gradient" or signal.ids.shape[-1] > 0, (
+            f"{target.teacher}: {kind} needs K > 0 and this teacher gives the sampled token alone; use policy_gradient"
+        )
+
+
+def _product_dtype(hidden: Tensor, weights: HeadWeights) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.weight.dtype
+
+
+class _Attached(torch.autograd.Function):
+    """A loss whose gradients are known already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "the fused loss keeps its gradients for one backward only"
+        # In place: the head's gradient is as large as the head.
+        return (None, None, *(g if g is None else g.mul_(grad_output) for g in gradients))
+
+
+# ---- what a pass works on ----
+
+
+@dataclass(frozen=True, eq=False)
+class _Student:
+    """The student's side of the pass. `rows` (V, D) in the products' dtype; gradients accumulate in `accurate`."""
+
+    hidden: Tensor
+    head: Head
+    rows: Tensor
+    bias: Tensor | None
+    temperature: float
+    accurate: torch.dtype
+    hidden_grad: Tensor | None
+    weight_grad: Tensor | None
+    bias_grad: Tensor | None
+
+    @staticmethod
+    def of(
+        hidden: Tensor, head: Head, weights: HeadWeights, dtype: torch.dtype, temperature: float, wanted: bool
+    ) -> _Student:
+        accurate = torch.promote_types(dtype, torch.float32)
+
+        def zeros(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+            needed = wanted and tensor is not None and tensor.requires_grad
+            return torch.zeros_like(tensor, dtype=dtype) if needed and tensor is not None else None
+
+        return _Student(
+            hidden.detach(),
+            head,
+            weights.weight.detach()[: head.size].to(dtype),
+            None if weights.bias is None else weights.bias.detach()[: head.size].to(accurate),
+            temperature,
+            accurate,
+            zeros(hidden, hidden.dtype),
+            zeros(weights.weight, accurate),
+            zeros(weights.bias, accurate),
+        )
+
+    @property
+    def differentiated(self) -> bool:
+        return not (self.hidden_grad is None and self.weight_grad is None and self.bias_grad is None)
+
+    def accumulate(self, gradient: Tensor, hidden: Tensor, positions: Tensor) -> None:
+        """Adds a chunk's part. gradient (C, V): d loss / d (logits before scale and temperature, after the bias)."""
+        factor = self.head.scale / self.temperature
+        if self.hidden_grad is not None:
+            part = torch.mm(gradient, self.rows).mul_(factor)
+            self.hidden_grad.index_copy_(0, positions, part.to(self.hidden_grad.dtype))
+        if self.weight_grad is not None:
+            scaled = hidden * factor
+            real = self.weight_grad[: self.head.size]
+            if gradient.dtype == real.dtype:
+                real.addmm_(gradient.T, scaled)
+            else:
+                real.add_(torch.mm(gradient.T, scaled))
+
+    def gradients(self, weights: HeadWeights) -> tuple[Tensor | None, ...]:
+        """With respect to hidden, weight and bias, each in its own dtype."""
+        weight = None if self.weight_grad is None else self.weight_grad.to(weights.weight.dtype)
+        bias = None if self.bias_grad is None or weights.bias is None else self.bias_grad.to(weights.bias.dtype)
+        return self.hidden_grad, weight, bias
+
+
+@dataclass(frozen=True, eq=False)
+class _Record:
+    """What a pass measures; every entry is written once. loss and nll (N,) are weighted, the rest is not."""
+
+    loss: Tensor
+    nll: Tensor
+    entropy: Tensor
+    label_logprobs: Tensor
+    divergence: tuple[Tensor, ...]
+    overlap: tuple[Tensor, ...]
+    mass: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(hidden: Tensor, batch: TrainingBatch, dtype: torch.dtype) -> _Record:
+        def blank(count: int) -> Tensor:
+            return torch.full((count,), torch.nan, dtype=dtype, device=hidden.device)
+
+        n = hidden.shape[0]
+        per_target = [[blank(len(t.positions)) for t in batch.targets] for _ in range(3)]
+        return _Record(
+            blank(n).zero_(), blank(n).zero_(), blank(n), blank(n),
+            tuple(per_target[0]), tuple(per_target[1]), tuple(per_target[2]),
+        )  # fmt: skip
+
+    def outputs(self, batch: TrainingBatch) -> tuple[TargetOutput, ...]:
+        columns = zip(batch.targets, self.divergence, self.overlap, self.mass, strict=True)
+        return tuple(TargetOutput(t.teacher, t.positions, d, o, m) for t, d, o, m in columns)
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Positions covered by the same targets. rows: for each of those targets, where its signal has the positions."""
+
+    positions: Tensor
+    targets: tuple[int, ...]
+    rows: tuple[Tensor, ...]
+    supervised: bool
+
+
+def _groups(batch: TrainingBatch, device: torch.device) -> list[_Group]:
+    """In the order of the heads they need, so that neighbours share what is loaded."""
+    n = batch.labels.shape[0]
+    if n == 0:
+        return []
+    covered = torch.zeros(n, len(batch.targets) + 1, dtype=torch.bool, device=device)
+    for column, target in enumerate(batch.targets):
+        covered[target.positions, column] = True
+    covered[:, -1] = batch.nll_weights != 0
+    kinds, member = torch.unique(covered, dim=0, return_inverse=True)
+    groups = []
+    for index, kind in enumerate(kinds.tolist()):
+        positions = (member == index).nonzero().squeeze(-1)
+        targets = tuple(column for column, there in enumerate(kind[:-1]) if there)
+        rows = tuple(torch.searchsorted(batch.targets[t].positions, positions) for t in targets)
+        groups.append(_Group(positions, targets, rows, kind[-1]))
+    return sorted(groups, key=lambda group: (sorted(_heads(batch, group)), group.targets, group.supervised))
+
+
+def _heads(batch: TrainingBatch, group: _Group) -> dict[str, Head]:
+    signals = (batch.targets[t].signal for t in group.targets)
+    return {signal.head.key: signal.head for signal in signals if isinstance(signal, FullVocab)}
+
+
+@contextmanager
+def _loaded_heads(device: torch.device) -> Iterator[Callable[[Mapping[str, Head]], dict[str, HeadWeights]]]:
+    """Gives a function that loads the heads it is told and first releases those it is not told."""
+    held: dict[str, tuple[Head, HeadWeights]] = {}
+
+    def load(heads: Mapping[str, Head]) -> dict[str, HeadWeights]:
+        for key in held.keys() - heads.keys():
+            held.pop(key)[0].release()
+        for key, head in heads.items():
+            if key not in held:
+                weights = head.load()
+                bias = None if weights.bias is None else weights.bias.to(device)
+                held[key] = head, HeadWeights(weights.weight.to(device), bias)
+        return {key: held[key][1] for key in heads}
+
+    try:
+        yield load
+    finally:
+        load({})
+
+
+class _Space:
+    """Named buffers that are kept from one block to the next: fresh ones of this size cost a page fault per 4 KiB."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """(rows, columns), contents undefined, valid until the next one of this name and dtype."""
+        flat = self.buffers.get((name, dtype))
+        if flat is None or flat.numel() < rows * columns:
+            flat = self.buffers[name, dtype] = torch.empty(rows * columns, dtype=dtype, device=self.device)
+        return flat[: rows * columns].view(rows, columns)
+
+
+# ---- chunks: matrix products ----
+
+
+@dataclass(frozen=True, eq=False)
+class _Teacher:
+    """One target's side of a chunk or block. raw (C, R): the head's product, None for a TopK signal.
+
+    rows (C,): where the target's tensors have these positions. finite (C,): whether the teacher's state there is.
+    """
+
+    index: int
+    target: Target
+    rows: Tensor
+    weights: Tensor
+    raw: Tensor | None
+    finite: Tensor
+    bias: Tensor | None
+
+    def block(self, part: slice) -> _Teacher:
+        raw = None if self.raw is None else self.raw[part]
+        return replace(self, rows=self.rows[part], weights=self.weights[part], raw=raw, finite=self.finite[part])
+
+
+def _run_group(
+    student: _Student, record: _Record, batch: TrainingBatch, group: _Group, heads: Mapping[str, HeadWeights],
+    space: _Space, chunk_bytes: int,
+) -> None:  # fmt: skip
+    chunk, block = _rows_at_once(student, [weights.weight for weights in heads.values()], chunk_bytes)
+    for start in range(0, len(group.positions), chunk):
+        part = slice(start, start + chunk)
+        positions = group.positions[part]
+        hidden = student.hidden[positions].to(student.rows.dtype)
+        raw = space.take("student", len(positions), student.head.size, student.rows.dtype)
+        torch.mm(hidden, student.rows.T, out=raw)
+        teachers = [
+            _teacher(batch.targets[index], index, rows[part], heads, space)
+            for index, rows in zip(group.targets, group.rows, strict=True)
+        ]
+        for first in range(0, len(positions), block):
+            inner = slice(first, first + block)
+            _run_block(
+                student, record, batch, raw[inner], positions[inner], [t.block(inner) for t in teachers],
+                group.supervised, space,
+            )  # fmt: skip
+        if student.differentiated:
+            student.accumulate(raw, hidden, positions)
+
+
+def _rows_at_once(student: _Student, teachers: list[Tensor], chunk_bytes: int) -> tuple[int, int]:
+    """(C, B): the most rows of logits, and of float32 buffers in a block, that `chunk_bytes` hold; at least one."""
+    size = student.head.size
+    raw = size * student.rows.itemsize + sum(weight.shape[0] * weight.itemsize for weight in teachers)
+    buffers = _BLOCK_BUFFERS * size * student.accurate.itemsize
+    together = max(1, chunk_bytes // (raw + buffers))
+    if student.hidden.device.type != "cpu":
+        return together, together  # a kernel's launch costs more than the cache saves
+    block = min(together, max(torch.get_num_threads(), _BLOCK_ENTRIES // size))
+    return max(1, (chunk_bytes - block * buffers) // raw), block
+
+
+def _teacher(
+    target: Target, index: int, rows: Tensor, heads: Mapping[str, HeadWeights], space: _Space
+) -> _Teacher:
+    signal, weights = target.signal, target.weights[rows]
+    if isinstance(signal, TopK):
+        return _Teacher(index, target, rows, weights, None, torch.ones_like(rows, dtype=torch.bool), None)
+    loaded = heads[signal.head.key]
+    matrix = loaded.weight if signal.head.vocab_map is not None else loaded.weight[: signal.head.size]
+    hidden = signal.hidden[rows]
+    finite = hidden.isfinite().all(-1)
+    hidden = torch.where((finite | (weights != 0))[:, None], hidden, 0)
+    raw = space.take(f"teacher {index}", len(rows), len(matrix), matrix.dtype)
+    torch.mm(hidden.to(matrix.dtype), matrix.T, out=raw)
+    return _Teacher(index, target, rows, weights, raw, finite, loaded.bias)
+
+
+# ---- blocks: all that is done with logits ----
+
+
+def _logits(
+    raw: Tensor, head: Head, bias: Tensor | None, temperature: float, space: _Space, name: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """As `Head.logits`, then divided by the temperature, in place where dtypes allow; and tanh where there is a cap."""
+    if raw.dtype == dtype:
+        logits = raw
+    else:
+        logits = space.take(name, *raw.shape, dtype).copy_(raw)
+    if bias is not None:
+        logits.add_(bias[: logits.shape[-1]])
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    tanh = None
+    if head.softcap is not None:
+        tanh = space.take(f"{name} tanh", *logits.shape, dtype).copy_(logits.div_(head.softcap).tanh_())
+        logits.mul_(head.softcap)
+    if head.vocab_map is not None:
+        mapped = space.take(f"{name} mapped", len(raw), len(head.vocab_map), dtype)
+        logits = torch.index_select(logits, -1, head.vocab_map.to(raw.device), out=mapped)
+    if temperature != 1.0:
+        logits.div_(temperature)
+    return logits, tanh
+
+
+def _run_block(
+    student: _Student, record: _Record, batch: TrainingBatch, raw: Tensor, positions: Tensor,
+    teachers: list[_Teacher], supervised: bool, space: _Space,
+) -> None:  # fmt: skip
+    """Measures a block and replaces the student's raw logits by their gradient."""
+    dtype, size = student.accurate, student.head.size
+    lp, tanh = _logits(raw, student.head, student.bias, student.temperature, space, "lp", dtype)
+    p, spare = (space.take(name, len(raw), size, dtype) for name in ("p", "spare"))
+    probabilities_(lp, p)
+    labels = batch.labels[positions]
+    label_logprobs = lp.gather(1, labels[:, None]).squeeze(1)
+    record.label_logprobs[positions] = label_logprobs
+    record.entropy[positions] = torch.mul(p, lp, out=spare).sum(-1).neg_()
+    pulls = _Pulls(p, space)
+    for teacher in teachers:
+        _one_target(...)
