@@ -216,7 +216,8 @@ def machine_problem(error: BaseException) -> str | None:
         if number in _DISK:
             name = getattr(link, "filename", None)
             return f"{name}: {_DISK[number]}" if name else _DISK[number]
-        link = link.__cause__ or link.__context__
+        # A context alone does not make a bug a full disk; torch's writer raises RuntimeError while it meets one.
+        link = link.__cause__ or (link.__context__ if isinstance(link, RuntimeError | OSError) else None)
     return None
 
 

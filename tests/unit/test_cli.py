@@ -236,6 +236,9 @@ def test_machine_problem_behind_another_error() -> None:
     error = RuntimeError("writing failed")
     error.__context__ = OSError(errno.ENOSPC, "No space left on device")
     assert "disk is full" in str(machine_problem(error))
+    bug = AssertionError("a bug")
+    bug.__context__ = error.__context__
+    assert machine_problem(bug) is None
 
 
 # ---- the environment ----
