@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GptOssConfig, PretrainedConfig, PreTrainedModel, Qwen3NextConfig
 
@@ -110,6 +111,40 @@ class TestArchitectures:
                 best = lm.model(input_ids=ids, use_cache=False).logits[0, :, : lm.vocab_size].argmax(-1)
             assert best[len(rollout.prompt_ids) - 1 : -1].tolist() == list(rollout.completion_ids)
             assert set(rollout.sampling_logprobs) == {0.0}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_trains_between_rollouts(architecture: Architecture) -> None:
+    """Nothing made in inference mode stays behind, and a model set up for training keeps its cache."""
+    model = tiny_model(architecture)
+    model.config.use_cache = False
+    model.gradient_checkpointing_enable()
+    model.train()
+    lm = replace(language_model(architecture), model=model)
+    first = generate(lm, prompts())
+    model(input_ids=torch.tensor([first[0].prompt_ids]), use_cache=False).logits.sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad.sign()
+    rollouts = generate(lm, prompts())
+    model.eval()
+    for rollout in rollouts:
+        expected = single_row_logprobs(lm, rollout, 1.0)
+        torch.testing.assert_close(torch.tensor(rollout.model_logprobs).double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_lora_student_writes_with_its_adapter() -> None:
+    torch.manual_seed(0)
+    plain = language_model()
+    adapted = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    lm = replace(plain, model=adapted, tolerance=probe(adapted, plain.vocab_size))
+    assert lm.tolerance == plain.tolerance
+    rollouts = generate(lm, prompts())
+    assert tokens(rollouts) != tokens(generate(plain, prompts()))
+    for rollout in rollouts:
+        expected = single_row_logprobs(lm, rollout, 1.0)
+        torch.testing.assert_close(torch.tensor(rollout.model_logprobs).double(), expected, atol=1e-4, rtol=0)
 
 
 def test_random_numbers_follow_seed_step_prompt_and_sample() -> None:

@@ -162,5 +162,7 @@ def test_temperature_zero_takes_the_most_probable() -> None:
 
 def test_logits_that_are_not_finite_show_as_nan() -> None:
     for bad in (torch.nan, torch.inf):
-        _, model, _ = sample(torch.tensor([[0.0, bad], [0.0, 1.0]]), grid(2), 1.0)
-        assert model.isnan().tolist() == [True, False]
+        for temperature, top_p, top_k in ((1.0, 1.0, 0), (1.0, 0.9, 0), (1.0, 1.0, 1), (0.0, 1.0, 0)):
+            ids, model, _ = sample(torch.tensor([[0.0, bad], [0.0, 1.0]]), grid(2), temperature, top_p, top_k)
+            assert model.isnan().tolist() == [True, False]
+            assert ids.max() < 2
