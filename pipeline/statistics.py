@@ -40,9 +40,9 @@ def ratio_of_means(
     """(mean over domains of `above` / the same of `below`, low, high); each domain's prompts are paired and resampled
     on their own. None where `below` has no positive mean."""
     names = list(below)
-    means = np.array([[np.mean(above[name]), np.mean(below[name])] for name in names]).reshape(-1, 2).mean(axis=0)
-    if not names or means[1] <= 0:
+    if not any(any(scores) for scores in below.values()):
         return None
+    means = np.mean([[np.mean(above[name]), np.mean(below[name])] for name in names], axis=0)
     drawn = np.mean(
         [resampled_means(np.array([above[name], below[name]]), stream=i) for i, name in enumerate(names)], axis=0
     )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.prompts import PromptSets, load_prompts, require, text_key
+from pipeline.prompts import PromptSets, load_prompts, require
 from pipeline.recipe import Data
 from pipeline.types import Prompt
 from teachers.types import Chat, Message, RawText
@@ -168,8 +168,15 @@ def test_csv_parquet_and_json_say_the_same(tmp_path: Path) -> None:
 # ---- the split ----
 
 
-def keys(prompts: Sequence[Prompt]) -> set[bytes]:
-    return {text_key(prompt.conversation, prompt.reference) for prompt in prompts}
+def words(prompts: Sequence[Prompt]) -> set[str]:
+    """The words of each prompt without system prompts and white space: what must not be on both sides."""
+    texts = [
+        prompt.conversation.text
+        if isinstance(prompt.conversation, RawText)
+        else " ".join(message.content for message in prompt.conversation.messages if message.role != "system")
+        for prompt in prompts
+    ]
+    return {" ".join(text.split()) for text in texts}
 
 
 def ids(prompts: Sequence[Prompt]) -> set[str]:
@@ -205,10 +212,10 @@ def test_equal_words_never_stand_on_both_sides(tmp_path: Path) -> None:
         b={"kind": "dataset", "path": "b.jsonl", "as_chat": False},
         c={"kind": "dataset", "path": "c.jsonl"},
     )
-    hidden = set().union(*(keys(prompts) for prompts in sets.held_out.values()))
+    hidden = set().union(*(words(prompts) for prompts in sets.held_out.values()))
     assert {name: len(prompts) for name, prompts in sets.held_out.items()} == {"a": 15, "b": 15, "c": 15}
-    assert all(keys(prompts) for prompts in sets.train.values())
-    assert not any(keys(prompts) & hidden for prompts in sets.train.values())
+    assert all(words(prompts) for prompts in sets.train.values())
+    assert not any(words(prompts) & hidden for prompts in sets.train.values())
 
 
 def test_repeated_and_empty_rows_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -257,7 +264,7 @@ def test_tasks(tmp_path: Path) -> None:
     assert first.held_out == second.held_out
     assert ids(first.train["sums"]) != ids(second.train["sums"])
     assert len(first.held_out["addition"]) == 20
-    assert not keys(first.held_out["addition"]) & keys([*first.train["sums"], *second.train["sums"]])
+    assert not words(first.held_out["addition"]) & words([*first.train["sums"], *second.train["sums"]])
     with pytest.raises(DataError, match=r"data\.sources\.sums.*unknown domain"):
         load(tmp_path, sums={"kind": "tasks", "task": "nonsense"})
 
@@ -277,7 +284,7 @@ def test_gsm8k(tmp_path: Path) -> None:
     assert len(prompts) == 7473
     assert sets.dropped == {"math": 0}
     assert len(sets.held_out["math"]) == 500
-    assert not keys(sets.held_out["math"]) & keys(sets.train["math"])
+    assert not words(sets.held_out["math"]) & words(sets.train["math"])
     for prompt in prompts:
         assert prompt.reference is not None
         final = prompt.reference.rpartition("####")[2]
