@@ -278,9 +278,9 @@ def test_two_processes_average_and_one_may_be_empty(architecture: Architecture, 
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, str(script), path, architecture, mode], env=environment, capture_output=True, text=True, timeout=200
+        [*command, str(script), path, architecture, mode], env=environment, capture_output=True, text=True, timeout=90
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
