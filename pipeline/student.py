@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from pipeline.types import StepOutput, TrainingBatch
 from teachers.causal_lm import CausalLM, ModelKey, decoder, load_causal_lm, model_key
 from teachers.errors import TeacherError
 from teachers.heads import find_head
-from teachers.types import Head
+from teachers.scoring import Ends, HiddenStateTeacher, Running
+from teachers.switching import adapters_disabled
+from teachers.types import Head, LocalTeacher
 
 ADAPTER = "student"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -74,12 +78,12 @@ class Student(nn.Module):
 
 def attached(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """The same loss, with every parameter in its graph."""
-    result: Tensor = _Attached.apply(loss, *parameters)  # type: ignore[no-untyped-call]
+    result: Tensor = _Edges.apply(loss, *parameters)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Attached(torch.autograd.Function):
-    """The loss, with an edge to every parameter that carries no gradient.
+class _Edges(torch.autograd.Function):
+    """The loss, with an edge to every parameter, which carries no gradient.
 
     DDP waits for all parameters; those that this batch did not reach (an expert without tokens, the head of an empty
     batch) become ready through this edge, at no cost in memory.
@@ -300,6 +304,23 @@ def load_trainable_state(student: Student, state: Mapping[str, Tensor]) -> None:
         parameter.copy_(state[name])
 
 
+def frozen_initial(student: Student, *, name: str) -> LocalTeacher:
+    """The student as it is now, as a teacher; call it before the first update, and before a checkpoint is loaded.
+
+    Full tuning: a copy, as large as the student. LoRA: the same model with its adapters off, at no cost.
+    """
+    lm = student.lm
+    if isinstance(lm.model, PeftModel):
+        frozen = replace(lm, name=name)
+        running: Running = partial(adapters_disabled, lm.model)
+    else:
+        frozen = replace(lm, name=name, model=copy.deepcopy(lm.model).requires_grad_(False).eval())
+        running = nullcontext
+    head = find_head(frozen.model, lm.vocab_size, key=name)
+    end = min(lm.end_ids)
+    return HiddenStateTeacher(name, frozen, head, Ends(end, end), running=running)
+
+
 def export(student: Student, folder: Path) -> None:
     """Writes `folder/model`, which plain transformers loads, and for a LoRA student `folder/adapter`, for plain peft.
 
@@ -308,16 +329,16 @@ def export(student: Student, folder: Path) -> None:
     """
     model: Any = student.lm.model
     if isinstance(model, PeftModel):
-        with whole_folder(folder / "adapter") as partial:
-            model.save_pretrained(str(partial), selected_adapters=[ADAPTER], save_embedding_layers=False)
-            for file in (partial / ADAPTER).iterdir():  # peft makes a subfolder for any name but "default"
-                file.rename(partial / file.name)
-            (partial / ADAPTER).rmdir()
-            student.lm.tokenizer.save_pretrained(partial)
-    with whole_folder(folder / "model") as partial:
+        with whole_folder(folder / "adapter") as whole:
+            model.save_pretrained(str(whole), selected_adapters=[ADAPTER], save_embedding_layers=False)
+            for file in (whole / ADAPTER).iterdir():  # peft makes a subfolder for any name but "default"
+                file.rename(whole / file.name)
+            (whole / ADAPTER).rmdir()
+            student.lm.tokenizer.save_pretrained(whole)
+    with whole_folder(folder / "model") as whole:
         plain = merged(model) if isinstance(model, PeftModel) else model
-        plain.save_pretrained(partial)
-        student.lm.tokenizer.save_pretrained(partial)
+        plain.save_pretrained(whole)
+        student.lm.tokenizer.save_pretrained(whole)
 
 
 @torch.no_grad()

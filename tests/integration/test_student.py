@@ -22,6 +22,7 @@ from pipeline.errors import ModelError, RunError
 from pipeline.student import (
     Student,
     export,
+    frozen_initial,
     load_student,
     load_trainable_state,
     merged,
@@ -31,7 +32,7 @@ from pipeline.student import (
 )
 from pipeline.types import Divergence, Target, TrainingBatch
 from teachers.heads import find_head
-from teachers.types import FullVocab
+from teachers.types import Answer, FullVocab, RawText, ScoreRequest, Segment
 from tests.models import ARCHITECTURES, Architecture, save_tiny, tiny_model
 
 CPU = torch.device("cpu")
@@ -386,6 +387,40 @@ def test_lora_leaves_the_base_untouched(folders: dict[str, str]) -> None:
     changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(".lora_" in name and ".student." in name for name in changed)
+
+
+# ---- the initial student as a teacher ----
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("architecture", ["gemma2", "llama"])
+def test_the_initial_student_stays_what_it_was(architecture: Architecture, mode: str, folders: dict[str, str]) -> None:
+    student = student_of(folders[architecture], mode)
+    start = AutoModelForCausalLM.from_pretrained(folders[architecture])
+    teacher = frozen_initial(student, name="initial")
+    for parameter in student.trained_parameters().values():
+        parameter.data.add_(0.05)
+    batch = batch_of(LENGTHS)
+    student.train()
+    loss = student(batch).loss
+
+    completion = (30, 31, 32, 1)
+    segment = Segment("assistant", "answer", completion, trainable=True)
+    request = ScoreRequest("r", "g", 0, 1, "d", RawText("What?"), (segment,), "end")
+    ((request_id, answer),) = teacher.score([request])
+    assert request_id == "r"
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.signal, FullVocab)
+    head = answer.signal.head
+    ids = torch.tensor([[*student.lm.tokenizer.encode("What?"), *completion]])
+    with torch.no_grad():
+        expected = start(ids).logits[0, -5:-1, :358]
+        assert (student.lm.model(ids).logits[0, -5:-1, :358] - expected).abs().max() > 0.1
+    torch.testing.assert_close(head.logits(head.load(), answer.signal.hidden), expected, rtol=1e-4, atol=1e-4)
+
+    assert not answer.signal.hidden.requires_grad
+    assert student.training
+    assert gradients(student, student(batch).loss).keys() == gradients(student, loss).keys() == set(student.trained)
 
 
 # ---- what a user can get wrong ----
