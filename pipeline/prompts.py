@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import ceil
 from pathlib import Path
@@ -24,6 +24,7 @@ from pipeline.types import Prompt
 from teachers.types import Chat, Conversation, Message, RawText
 
 READ_AHEAD = 1_000  # rows decoded at once
+SPARE_TOKENS = 16  # for what a chat template puts around longer conversations
 # Generated held-out questions do not depend on the run's seed, so that runs with different seeds compare.
 HELD_OUT_SEED = 0
 
@@ -36,7 +37,7 @@ class PromptSets:
     all rows say, in order, and the split; equal fingerprints mean the same prompts.
     """
 
-    train: Mapping[str, Sequence[Prompt]]
+    train: Mapping[str, Rows]
     held_out: Mapping[str, tuple[Prompt, ...]]
     weights: Mapping[str, float]
     dropped: Mapping[str, int]
@@ -44,11 +45,15 @@ class PromptSets:
 
 
 class Rows(Sequence[Prompt]):
-    """Prompts of some rows of a table, built when they are asked for: a million of them cost a few megabytes."""
+    """Prompts of some rows of a table, built when they are asked for: a million of them cost a few megabytes.
 
-    def __init__(self, prompt_at: Callable[[int], Prompt], numbers: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+    sizes: the bytes of each prompt's text.
+    """
+
+    def __init__(self, prompt_at: Callable[[int], Prompt], numbers: Sequence[int], sizes: Sequence[int]) -> None:
         self._prompt_at = prompt_at
-        self._numbers = numbers
+        self._numbers = np.array(numbers, dtype=np.int64)
+        self.sizes = np.array(sizes, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -65,7 +70,7 @@ class Rows(Sequence[Prompt]):
 
 @dataclass(frozen=True)
 class _Scan:
-    """One source after one pass. numbers, ids, keys: of the distinct training candidates, in order.
+    """One source after one pass. numbers, ids, keys, sizes: of the distinct training candidates, in order.
 
     held_out: its own; those of a data set are among the candidates too, until all sources' are known. digest: of all
     that the rows say.
@@ -75,6 +80,7 @@ class _Scan:
     numbers: Sequence[int]
     ids: Sequence[str]
     keys: Sequence[bytes]
+    sizes: Sequence[int]
     held_out: tuple[Prompt, ...]
     dropped: int
     digest: bytes
@@ -92,7 +98,7 @@ def load_prompts(data: Data, *, folder: Path, seed: int) -> PromptSets:
         for name, source in data.sources.items()
     }
     hidden = {text_key(prompt.conversation, prompt.reference) for scan in scans.values() for prompt in scan.held_out}
-    train: dict[str, Sequence[Prompt]] = {}
+    train: dict[str, Rows] = {}
     for name, scan in scans.items():
         kept = [place for place, key in enumerate(scan.keys) if key not in hidden]
         if not kept:
@@ -100,7 +106,9 @@ def load_prompts(data: Data, *, folder: Path, seed: int) -> PromptSets:
                 f"data.sources.{name} has no training prompts left: {len(set(scan.keys))} distinct prompts, "
                 f"data.held_out is {data.held_out}; lower data.held_out or give more rows"
             )
-        train[name] = Rows(scan.prompt_at, np.array([scan.numbers[place] for place in kept], dtype=np.int64))
+        train[name] = Rows(
+            scan.prompt_at, [scan.numbers[place] for place in kept], [scan.sizes[place] for place in kept]
+        )
     return PromptSets(
         MappingProxyType(train),
         MappingProxyType(_by_domain(scans)),
@@ -124,6 +132,26 @@ def require(prompt_sets: PromptSets, prompts_per_step: int) -> None:
             )
 
 
+def require_lengths(prompt_sets: PromptSets, render: Callable[[Conversation], Sequence[int]], most: int) -> None:
+    """Raises DataError where a prompt has more than `most` tokens, `render` being how the student sees it.
+
+    A token is at least a byte, so only prompts of many bytes are rendered: those that with the template's own tokens,
+    as many as it puts around nothing, might pass `most`.
+    """
+    held_out = [prompt for prompts in prompt_sets.held_out.values() for prompt in prompts]
+    everything = [*prompt_sets.train.values(), Rows(held_out.__getitem__, range(len(held_out)), _sizes(held_out))]
+    for prompts in everything:
+        around = len(render(_emptied(prompts[0].conversation))) + SPARE_TOKENS
+        for place in np.flatnonzero(prompts.sizes + around > most):
+            prompt = prompts[int(place)]
+            length = len(render(prompt.conversation))
+            if length > most:
+                raise DataError(
+                    f"data.sources.{prompt.source}: a prompt has {length} tokens, data.max_prompt_tokens is {most}: "
+                    f"raise it or leave the prompt out; it begins {_beginning(prompt.conversation)!r}"
+                )
+
+
 # ---- one source ----
 
 
@@ -142,6 +170,7 @@ def _scan_table(source: DatasetSource, name: str, held_out: int, folder: Path) -
     numbers: list[int] = []
     ids: list[str] = []
     keys: list[bytes] = []
+    sizes: list[int] = []
     seen: set[str] = set()
     digest = blake2b(digest_size=16)
     for number, row in enumerate(_row_dicts(table)):
@@ -155,6 +184,7 @@ def _scan_table(source: DatasetSource, name: str, held_out: int, folder: Path) -
             numbers.append(number)
             ids.append(prompt_id)
             keys.append(text_key(example.conversation, example.reference))
+            sizes.append(_size(example.conversation))
     places = _held_out_places(ids, keys, held_out)
     if len(places) < held_out:
         raise DataError(
@@ -162,7 +192,7 @@ def _scan_table(source: DatasetSource, name: str, held_out: int, folder: Path) -
             f"{held_out} beside those to train on; lower data.held_out or give more rows"
         )
     chosen = tuple(prompt_at(numbers[place]) for place in places)
-    return _Scan(prompt_at, numbers, ids, keys, chosen, len(table) - len(numbers), digest.digest())
+    return _Scan(prompt_at, numbers, ids, keys, sizes, chosen, len(table) - len(numbers), digest.digest())
 
 
 def _scan_tasks(source: TaskSource, name: str, held_out: int, folder: Path, seed: int) -> _Scan:
@@ -174,7 +204,8 @@ def _scan_tasks(source: TaskSource, name: str, held_out: int, folder: Path, seed
         try:
             pairs = tasks.generate(source.task, count, with_seed, split)
         except ValueError as error:
-            raise DataError(f"data.sources.{name}: {error}") from error
+            key = "task" if source.task not in tasks.DOMAINS else "count" if split == "train" else "data.held_out"
+            raise DataError(f"data.sources.{name}: {error} ({key})") from error
         for question, answer in pairs:
             chat = Chat((Message("user", question),))
             example = Example(chat if source.as_chat else RawText(question), answer, source.task, None)
@@ -184,8 +215,9 @@ def _scan_tasks(source: TaskSource, name: str, held_out: int, folder: Path, seed
     hidden = tuple(prompts(held_out, HELD_OUT_SEED, "held_out"))
     ids = [prompt.prompt_id for prompt in distinct]
     keys = [text_key(prompt.conversation, prompt.reference) for prompt in distinct]
+    sizes = _sizes(distinct)
     digest = _hash([*ids, *(prompt.prompt_id for prompt in hidden)], 16)
-    return _Scan(distinct.__getitem__, range(len(ids)), ids, keys, hidden, source.count - len(ids), digest)
+    return _Scan(distinct.__getitem__, range(len(ids)), ids, keys, sizes, hidden, source.count - len(ids), digest)
 
 
 def _row_dicts(table: Any) -> Iterator[dict[str, Any]]:
@@ -234,6 +266,25 @@ def text_key(conversation: Conversation, reference: str | None) -> bytes:
         texts = [message.content for message in conversation.messages if message.role != "system"]
     words = " ".join(word for text in texts for word in text.split())
     return _hash([words or " ".join((reference or "").split())], 12)
+
+
+def _size(conversation: Conversation) -> int:
+    return sum(len(part.encode("utf-8", "surrogatepass")) for part in _parts(conversation))
+
+
+def _sizes(prompts: Sequence[Prompt]) -> list[int]:
+    return [_size(prompt.conversation) for prompt in prompts]
+
+
+def _emptied(conversation: Conversation) -> Conversation:
+    if isinstance(conversation, RawText):
+        return RawText("")
+    return replace(conversation, messages=tuple(replace(message, content="") for message in conversation.messages))
+
+
+def _beginning(conversation: Conversation) -> str:
+    text = conversation.text if isinstance(conversation, RawText) else conversation.messages[-1].content
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def _parts(conversation: Conversation) -> list[str]:

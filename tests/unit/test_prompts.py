@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.prompts import PromptSets, load_prompts, require
+from pipeline.prompts import PromptSets, load_prompts, require, require_lengths
 from pipeline.recipe import Data
 from pipeline.types import Prompt
-from teachers.types import Chat, Message, RawText
+from teachers.types import Chat, Conversation, Message, RawText
 
 SHARED = Path(os.environ.get("TUTELAGE_SHARED", Path(__file__).parents[3] / "shared"))
 GSM8K = SHARED / "data" / "gsm8k-train.jsonl"
@@ -354,3 +354,25 @@ def test_require(tmp_path: Path) -> None:
     require(sets, 20)  # 5 of each 20 come from b, which has 5 to train on
     with pytest.raises(DataError, match=r"data\.sources\.b has 5 training prompts and a step takes 6"):
         require(sets, 24)
+
+
+def test_require_lengths(tmp_path: Path) -> None:
+    rows = rows_of(20)
+    rows[7]["question"] = "long " * 100
+    write_rows(tmp_path / "a.jsonl", rows)
+
+    def render(conversation: Conversation) -> list[str]:
+        assert isinstance(conversation, Chat)
+        rendered.append(conversation.messages[0].content)
+        return ["<user>", *conversation.messages[0].content]
+
+    rendered: list[str] = []
+    for held_out in (1, 19):  # the long one is trained on, or held out
+        sets = load(tmp_path, held_out=held_out, a={"kind": "dataset", "path": "a.jsonl"})
+        rendered.clear()
+        require_lengths(sets, render, 501)
+        assert sorted(rendered) == ["", "", "long " * 100]
+        with pytest.raises(
+            DataError, match=r"data\.sources\.a: a prompt has 501 tokens.*max_prompt_tokens is 500.*'long"
+        ):
+            require_lengths(sets, render, 500)
