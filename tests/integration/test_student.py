@@ -252,45 +252,49 @@ def test_autocast_trains_fp32_weights(folders: dict[str, str]) -> None:
 
 
 TWO_PROCESSES = """
-import json, sys
-from accelerate import Accelerator
+import sys
 import torch
-from tests.integration.test_student import LENGTHS, batch_of, student_of
+from accelerate import Accelerator
+from tests.integration.test_student import LENGTHS, TWO_PROCESS_CASES, batch_of, student_of
 from tests.models import tiny_model
 
-path, architecture, mode = sys.argv[1:]
+folder = sys.argv[1]
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2, accelerator.num_processes
 rank = accelerator.process_index
-student = student_of(path, mode, gradient_checkpointing=True)
-model = accelerator.prepare(student)
-model.train()
-for lengths in [LENGTHS if rank == 0 else (), LENGTHS[rank * 2 :][:2]]:  # an empty rank, then both at work
-    accelerator.backward(model(batch_of(lengths, tiny_model(architecture, seed=9))).loss * 2)
-    grads = {n: p.grad for n, p in student.trained_parameters().items()}
-    assert all(grad is not None for grad in grads.values()), [n for n, g in grads.items() if g is None]
-torch.save(grads, f"{path}/grads-{mode}-{rank}.pt")
+for architecture, mode in TWO_PROCESS_CASES:
+    teacher = tiny_model(architecture, seed=9)
+    student = student_of(f"{folder}/{architecture}", mode, gradient_checkpointing=True)
+    model = accelerator.prepare(student)
+    model.train()
+    for lengths in [LENGTHS if rank == 0 else (), LENGTHS[rank * 2 :][:2]]:  # an empty rank, then both at work
+        accelerator.backward(model(batch_of(lengths, teacher)).loss * 2)
+        grads = {name: parameter.grad for name, parameter in student.trained_parameters().items()}
+        assert all(grad is not None for grad in grads.values()), [n for n, g in grads.items() if g is None]
+    torch.save(grads, f"{folder}/{architecture}-{mode}-{rank}.pt")
 """
+TWO_PROCESS_CASES: tuple[tuple[Architecture, str], ...] = (("llama", "full"), ("deepseek_v4", "lora"))
 
 
-@pytest.mark.parametrize(("architecture", "mode"), [("llama", "full"), ("deepseek_v4", "lora")])
-def test_two_processes_average_and_one_may_be_empty(architecture: Architecture, mode: str, tmp_path: Path) -> None:
-    path = save_tiny(tmp_path, architecture, padded_rows=6)
+def test_two_processes_average_and_one_may_be_empty(tmp_path: Path) -> None:
+    for architecture, _ in TWO_PROCESS_CASES:
+        save_tiny(tmp_path / architecture, architecture, padded_rows=6)
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, str(script), path, architecture, mode], env=environment, capture_output=True, text=True, timeout=90
+        [*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
-    student = student_of(path, mode)
-    teacher = tiny_model(architecture, seed=9)
-    loss = sum(student(batch_of(lengths, teacher)).loss for lengths in (LENGTHS, LENGTHS[:2], LENGTHS[2:]))
-    expected = gradients(student, loss)
-    for rank in range(2):
-        assert_same(torch.load(tmp_path / f"grads-{mode}-{rank}.pt"), expected)
+    for architecture, mode in TWO_PROCESS_CASES:
+        student = student_of(str(tmp_path / architecture), mode)
+        teacher = tiny_model(architecture, seed=9)
+        losses = [student(batch_of(lengths, teacher)).loss for lengths in (LENGTHS, LENGTHS[:2], LENGTHS[2:])]
+        expected = gradients(student, torch.stack(losses).sum())
+        for rank in range(2):
+            assert_same(torch.load(tmp_path / f"{architecture}-{mode}-{rank}.pt"), expected)
 
 
 # ---- state and export ----
@@ -449,6 +453,13 @@ def test_float16_and_a_missing_template_are_refused(folders: dict[str, str], tmp
         config = recipe.Student(model="m", **settings)
         with pytest.raises(ModelError, match=words):
             load_student(config, model_path=folders["qwen3"], seed=0, chunk_bytes=1 << 20, device=CPU)
+
+
+def test_files_that_are_not_there_are_named_in_one_line(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing")
+    with pytest.raises(ModelError, match="nothing") as caught:
+        load_student(recipe.Student(model=missing), model_path=missing, seed=0, chunk_bytes=1 << 20, device=CPU)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_recipes_template_replaces_the_tokenizers(folders: dict[str, str], tmp_path: Path) -> None:
