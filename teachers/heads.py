@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -112,3 +113,14 @@ def _logits(head: Head, states: Tensor) -> Tensor:
 def _same(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     """False where either is not finite."""
     return bool((found - expected).abs().max() <= _NOISE.get(dtype, 5e-2) * expected.abs().max())
+
+
+def with_ends_mapped(head: Head, student_end: int, teacher_end: int, device: torch.device) -> Head:
+    """The same head with two columns swapped, so that the student's end id gets the teacher's end probability."""
+    if student_end == teacher_end:
+        return head
+    rows = torch.arange(head.size, device=device)
+    rows[student_end] = teacher_end
+    if teacher_end < head.size:  # else it is a special token past the student's vocabulary
+        rows[teacher_end] = student_end
+    return replace(head, key=f"{head.key}, {student_end} for {teacher_end}", vocab_map=rows)

@@ -1,0 +1,80 @@
+"""The models that a pool's teachers stand on, each loaded once, and what every builder needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from teachers.alignment import answer_end, compare_models
+from teachers.causal_lm import CausalLM, ModelKey, load_causal_lm, load_tokenizer
+from teachers.config import TeacherBase
+from teachers.errors import TeacherError
+from teachers.heads import with_ends_mapped
+from teachers.scoring import TOKENS_PER_FORWARD, Ends, HiddenStateTeacher, Running
+from teachers.types import Head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# (what the recipe says, "model" or "adapter") -> a hub name or a folder: turns prepared:NAME into one.
+Resolve = Callable[[str, str], str]
+
+
+@dataclass(eq=False)
+class Models:
+    """What is loaded so far. `lent` are the student's: they are used, never closed, and its tokenizer is its own."""
+
+    student: CausalLM
+    lent: Mapping[ModelKey, CausalLM] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    resolve: Resolve = lambda path, _: path
+    progress: Callable[[str], None] = lambda _: None
+    tokens_per_forward: int = TOKENS_PER_FORWARD
+    _loaded: dict[ModelKey, CausalLM] = field(default_factory=dict)
+    _tokenizers: dict[tuple[str, str | None], PreTrainedTokenizerBase] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._loaded.update(self.lent)
+
+    def get(self, key: ModelKey, name: str) -> CausalLM:
+        """The model with its own tokenizer. `name` is whose it is, in messages. Raises TeacherError."""
+        if key not in self._loaded:
+            self.progress(f"loading {key.path} for {where(name)}")
+            self._loaded[key] = load_causal_lm(
+                key.path, name=where(name), revision=key.revision, dtype=key.dtype, device=self.device
+            )
+        return replace(self._loaded[key], name=name, tokenizer=self.tokenizer(key.path, name, key.revision))
+
+    def put(self, key: ModelKey, lm: CausalLM) -> None:
+        """From now on this is the model of that key: the same weights, wrapped by peft."""
+        self._loaded[key] = lm
+
+    def tokenizer(self, path: str, name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+        """The tokenizer of a hub name or a folder. Raises TeacherError."""
+        if (path, revision) not in self._tokenizers:
+            self._tokenizers[path, revision] = load_tokenizer(path, name=where(name), revision=revision)
+        return self._tokenizers[path, revision]
+
+    def teacher(self, config: TeacherBase, lm: CausalLM, head: Head, running: Running) -> HiddenStateTeacher:
+        """Joins the parts of a teacher. Raises TeacherError where model and student do not fit."""
+        if problems := compare_models(self.student, lm, name=where(lm.name)).problems:
+            raise TeacherError("\n".join(problems))
+        ends = Ends(answer_end(self.student), answer_end(lm))
+        return HiddenStateTeacher(
+            name=lm.name,
+            lm=lm,
+            head=with_ends_mapped(head, ends.student, ends.teacher, self.device),
+            ends=ends,
+            spans=config.spans,
+            system=config.system,
+            tokens_per_forward=self.tokens_per_forward,
+            running=running,
+        )
+
+
+def where(name: str) -> str:
+    """The teacher's place in a recipe, for messages."""
+    return f"teachers.{name}"
