@@ -10,7 +10,7 @@ matrix, D hidden size, n a target's positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.objectives import (
-    LOG_FLOOR, Sparse, dense_, is_dense, nll_term, policy_gradient_term,
-    probabilities_, top_k_term,
-)  # fmt: skip
+from pipeline.logit_block import (
+    BUFFERS,
+    Gradient,
+    Measured,
+    Space,
+    StudentBlock,
+    dense_target,
+    finish_logits,
+    sparse_target,
+    student_block,
+    weighted,
+)
+from pipeline.objectives import is_dense, nll_term
 from pipeline.types import StepOutput, Target, TargetOutput, TrainingBatch
 from teachers.types import FullVocab, Head, HeadWeights, TopK
 
-OVERLAP_K = 16  # overlap: share of the student's 16 most probable entries that are among the teacher's 16
-OVERLAP_STRIDE = 16  # measured at every 16th scored token of the batch: top-k over a vocabulary is slow
-_BLOCK_ENTRIES = 2**18  # a float32 buffer of 1 MiB: a block's buffers stay in the cache
-_BLOCK_BUFFERS = 7
+OVERLAP_STRIDE = 16  # overlap is measured at every 16th scored token of a batch: top-k over a vocabulary is slow
+_BLOCK_ENTRIES = 2**18  # a buffer of 1 MiB: a block's buffers stay in the cache
 
 
 def fused_loss(
@@ -58,14 +65,14 @@ def fused_loss(
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         student = _Student.of(hidden, head, weights, _product_dtype(hidden, weights), batch.temperature, wanted)
         record = _Record.of(hidden, batch, student.accurate)
-        space = _Space(hidden.device)
+        run = _Pass(student, record, batch, Space(hidden.device), chunk_bytes)
         with _loaded_heads(hidden.device) as load:
             for group in _groups(batch, hidden.device):
-                _run_group(student, record, batch, group, load(_heads(batch, group)), space, chunk_bytes)
+                _run_group(run, group, load(_heads(batch, group)))
         nll = record.nll.sum()
         total = record.loss.sum() + nll
     if wanted:
-        total = _Attached.apply(total, student.gradients(weights), *inputs)
+        total = _Attached.apply(total, student.gradients(weights), *inputs)  # type: ignore[no-untyped-call]
     return StepOutput(total, nll, record.entropy, record.label_logprobs, record.outputs(batch))
 
 
@@ -91,13 +98,18 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: Any,
+        loss: Tensor,
+        gradients: tuple[Tensor | None, ...],
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
         ctx.gradients = gradients
         return loss.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "the fused loss keeps its gradients for one backward only"
@@ -148,14 +160,18 @@ class _Student:
     def differentiated(self) -> bool:
         return not (self.hidden_grad is None and self.weight_grad is None and self.bias_grad is None)
 
+    @property
+    def factor(self) -> float:
+        """d (the logits that are compared) / d (the product and the bias), but for the cap."""
+        return self.head.scale / self.temperature
+
     def accumulate(self, gradient: Tensor, hidden: Tensor, positions: Tensor) -> None:
-        """Adds a chunk's part. gradient (C, V): d loss / d (logits before scale and temperature, after the bias)."""
-        factor = self.head.scale / self.temperature
+        """Adds a chunk's part. gradient (C, V): what `_run_block` leaves."""
         if self.hidden_grad is not None:
-            part = torch.mm(gradient, self.rows).mul_(factor)
+            part = torch.mm(gradient, self.rows).mul_(self.factor)
             self.hidden_grad.index_copy_(0, positions, part.to(self.hidden_grad.dtype))
         if self.weight_grad is not None:
-            scaled = hidden * factor
+            scaled = hidden * self.factor
             real = self.weight_grad[: self.head.size]
             if gradient.dtype == real.dtype:
                 real.addmm_(gradient.T, scaled)
@@ -253,137 +269,123 @@ def _loaded_heads(device: torch.device) -> Iterator[Callable[[Mapping[str, Head]
         load({})
 
 
-class _Space:
-    """Named buffers that are kept from one block to the next: fresh ones of this size cost a page fault per 4 KiB."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """(rows, columns), contents undefined, valid until the next one of this name and dtype."""
-        flat = self.buffers.get((name, dtype))
-        if flat is None or flat.numel() < rows * columns:
-            flat = self.buffers[name, dtype] = torch.empty(rows * columns, dtype=dtype, device=self.device)
-        return flat[: rows * columns].view(rows, columns)
-
-
 # ---- chunks: matrix products ----
 
 
 @dataclass(frozen=True, eq=False)
-class _Teacher:
-    """One target's side of a chunk or block. raw (C, R): the head's product, None for a TopK signal.
-
-    rows (C,): where the target's tensors have these positions. finite (C,): whether the teacher's state there is.
-    """
+class _Covering:
+    """One target on a chunk. rows (C,): where its tensors have these positions. raw (C, R): the product with the
+    teacher's head, None for a TopK signal. finite (C,): whether the teacher's hidden state is."""
 
     index: int
     target: Target
     rows: Tensor
-    weights: Tensor
     raw: Tensor | None
     finite: Tensor
     bias: Tensor | None
 
-    def block(self, part: slice) -> _Teacher:
-        raw = None if self.raw is None else self.raw[part]
-        return replace(self, rows=self.rows[part], weights=self.weights[part], raw=raw, finite=self.finite[part])
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What stays the same from chunk to chunk."""
+
+    student: _Student
+    record: _Record
+    batch: TrainingBatch
+    space: Space
+    chunk_bytes: int
 
 
-def _run_group(
-    student: _Student, record: _Record, batch: TrainingBatch, group: _Group, heads: Mapping[str, HeadWeights],
-    space: _Space, chunk_bytes: int,
-) -> None:  # fmt: skip
-    chunk, block = _rows_at_once(student, [weights.weight for weights in heads.values()], chunk_bytes)
+def _run_group(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -> None:
+    student, space = run.student, run.space
+    chunk, block = _rows_at_once(run, group, heads)
     for start in range(0, len(group.positions), chunk):
         part = slice(start, start + chunk)
         positions = group.positions[part]
         hidden = student.hidden[positions].to(student.rows.dtype)
-        raw = space.take("student", len(positions), student.head.size, student.rows.dtype)
+        raw = space.take("student", (len(positions), student.head.size), student.rows.dtype)
         torch.mm(hidden, student.rows.T, out=raw)
-        teachers = [
-            _teacher(batch.targets[index], index, rows[part], heads, space)
+        covering = [
+            _covering(run.batch.targets[index], index, rows[part], heads, space)
             for index, rows in zip(group.targets, group.rows, strict=True)
         ]
         for first in range(0, len(positions), block):
-            inner = slice(first, first + block)
-            _run_block(
-                student, record, batch, raw[inner], positions[inner], [t.block(inner) for t in teachers],
-                group.supervised, space,
-            )  # fmt: skip
+            _run_block(run, raw, positions, covering, group.supervised, slice(first, first + block))
         if student.differentiated:
             student.accumulate(raw, hidden, positions)
 
 
-def _rows_at_once(student: _Student, teachers: list[Tensor], chunk_bytes: int) -> tuple[int, int]:
-    """(C, B): the most rows of logits, and of float32 buffers in a block, that `chunk_bytes` hold; at least one."""
-    size = student.head.size
-    raw = size * student.rows.itemsize + sum(weight.shape[0] * weight.itemsize for weight in teachers)
-    buffers = _BLOCK_BUFFERS * size * student.accurate.itemsize
-    together = max(1, chunk_bytes // (raw + buffers))
+def _rows_at_once(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -> tuple[int, int]:
+    """(C, B): the most rows of raw logits and of a block's buffers that `chunk_bytes` hold together; at least one."""
+    student, size = run.student, run.student.head.size
+    signals = [run.batch.targets[index].signal for index in group.targets]
+    matrices = [heads[signal.head.key].weight for signal in signals if isinstance(signal, FullVocab)]
+    raw = size * student.rows.itemsize + sum(len(matrix) * matrix.itemsize for matrix in matrices)
+    buffers = BUFFERS * size * student.accurate.itemsize
+    together = max(1, run.chunk_bytes // (raw + buffers))
     if student.hidden.device.type != "cpu":
-        return together, together  # a kernel's launch costs more than the cache saves
+        return together, together  # there a kernel's launch costs more than a cache saves
     block = min(together, max(torch.get_num_threads(), _BLOCK_ENTRIES // size))
-    return max(1, (chunk_bytes - block * buffers) // raw), block
+    return max(block, (run.chunk_bytes - block * buffers) // raw), block
 
 
-def _teacher(
-    target: Target, index: int, rows: Tensor, heads: Mapping[str, HeadWeights], space: _Space
-) -> _Teacher:
-    signal, weights = target.signal, target.weights[rows]
+def _covering(target: Target, index: int, rows: Tensor, heads: Mapping[str, HeadWeights], space: Space) -> _Covering:
+    signal = target.signal
     if isinstance(signal, TopK):
-        return _Teacher(index, target, rows, weights, None, torch.ones_like(rows, dtype=torch.bool), None)
+        return _Covering(index, target, rows, None, torch.ones_like(rows, dtype=torch.bool), None)
     loaded = heads[signal.head.key]
     matrix = loaded.weight if signal.head.vocab_map is not None else loaded.weight[: signal.head.size]
     hidden = signal.hidden[rows]
     finite = hidden.isfinite().all(-1)
-    hidden = torch.where((finite | (weights != 0))[:, None], hidden, 0)
-    raw = space.take(f"teacher {index}", len(rows), len(matrix), matrix.dtype)
-    torch.mm(hidden.to(matrix.dtype), matrix.T, out=raw)
-    return _Teacher(index, target, rows, weights, raw, finite, loaded.bias)
+    ignored = ~finite & (target.weights[rows] == 0)
+    hidden = hidden.masked_fill(ignored[:, None], 0.0).to(matrix.dtype)
+    raw = space.take(f"teacher {index}", (len(rows), len(matrix)), matrix.dtype)
+    torch.mm(hidden, matrix.T, out=raw)
+    return _Covering(index, target, rows, raw, finite, loaded.bias)
 
 
-# ---- blocks: all that is done with logits ----
-
-
-def _logits(
-    raw: Tensor, head: Head, bias: Tensor | None, temperature: float, space: _Space, name: str, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """As `Head.logits`, then divided by the temperature, in place where dtypes allow; and tanh where there is a cap."""
-    if raw.dtype == dtype:
-        logits = raw
-    else:
-        logits = space.take(name, *raw.shape, dtype).copy_(raw)
-    if bias is not None:
-        logits.add_(bias[: logits.shape[-1]])
-    if head.scale != 1.0:
-        logits.mul_(head.scale)
-    tanh = None
-    if head.softcap is not None:
-        tanh = space.take(f"{name} tanh", *logits.shape, dtype).copy_(logits.div_(head.softcap).tanh_())
-        logits.mul_(head.softcap)
-    if head.vocab_map is not None:
-        mapped = space.take(f"{name} mapped", len(raw), len(head.vocab_map), dtype)
-        logits = torch.index_select(logits, -1, head.vocab_map.to(raw.device), out=mapped)
-    if temperature != 1.0:
-        logits.div_(temperature)
-    return logits, tanh
+# ---- blocks: everything else ----
 
 
 def _run_block(
-    student: _Student, record: _Record, batch: TrainingBatch, raw: Tensor, positions: Tensor,
-    teachers: list[_Teacher], supervised: bool, space: _Space,
-) -> None:  # fmt: skip
-    """Measures a block and replaces the student's raw logits by their gradient."""
-    dtype, size = student.accurate, student.head.size
-    lp, tanh = _logits(raw, student.head, student.bias, student.temperature, space, "lp", dtype)
-    p, spare = (space.take(name, len(raw), size, dtype) for name in ("p", "spare"))
-    probabilities_(lp, p)
-    labels = batch.labels[positions]
-    label_logprobs = lp.gather(1, labels[:, None]).squeeze(1)
-    record.label_logprobs[positions] = label_logprobs
-    record.entropy[positions] = torch.mul(p, lp, out=spare).sum(-1).neg_()
-    pulls = _Pulls(p, space)
-    for teacher in teachers:
-        _one_target(...)
+    run: _Pass, raw: Tensor, positions: Tensor, covering: Sequence[_Covering], supervised: bool, part: slice
+) -> None:
+    """Measures some rows of a chunk and replaces their raw logits by d loss / d raw, but for scale and temperature."""
+    own, record, batch, space = run.student, run.record, run.batch, run.space
+    raw, positions = raw[part], positions[part]
+    finished = finish_logits(raw, own.head, own.bias, own.temperature, space, "lp", own.accurate)
+    compared = (positions % OVERLAP_STRIDE == 0).nonzero().squeeze(-1)
+    block = student_block(finished, batch.labels[positions], batch.sampling_logprobs[positions], compared, space)
+    record.entropy[positions] = block.entropy
+    record.label_logprobs[positions] = block.label_logprobs
+    gradient = Gradient(block, space, own.differentiated)
+    for covered in covering:
+        measured = _run_target(run, block, covered, gradient, part)
+        rows = covered.rows[part]
+        record.loss[positions] += measured.loss
+        record.divergence[covered.index][rows] = measured.divergence.where(covered.finite[part], torch.nan)
+        record.overlap[covered.index][rows] = measured.overlap.where(covered.finite[part], torch.nan)
+        record.mass[covered.index][rows] = measured.mass
+    if supervised:
+        weights = batch.nll_weights[positions]
+        term = nll_term(block.label_logprobs, block.labels)
+        record.nll[positions] = weighted(weights, term.value)
+        gradient.add_sparse(weights, term)
+    if own.differentiated:
+        total = gradient.collect()
+        if own.bias_grad is not None:
+            own.bias_grad[: own.head.size] += total.sum(0) * own.factor
+        raw.copy_(total)
+
+
+def _run_target(run: _Pass, block: StudentBlock, covered: _Covering, gradient: Gradient, part: slice) -> Measured:
+    target, rows = covered.target, covered.rows[part]
+    signal, weights = target.signal, target.weights[rows].to(block.lp.dtype)
+    if isinstance(signal, TopK):
+        return sparse_target(block, target, weights, signal, rows, gradient)
+    assert covered.raw is not None
+    own = run.student
+    finished = finish_logits(
+        covered.raw[part], signal.head, covered.bias, own.temperature, run.space, "lq", own.accurate
+    )
+    return dense_target(block, target, weights, finished.logits, gradient, run.space)

@@ -45,7 +45,7 @@ def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
         sums.add("overlap", target.overlap)
         sums.add("mass_in_support", target.mass)
         group = batch.group[target.positions]
-        for index in group.unique().tolist():
+        for index in sorted(set(group.tolist())):
             sums.add(f"kl/domain/{batch.domains[index]}", target.divergence[group == index])
 
 

@@ -125,14 +125,10 @@ def is_dense(divergence: Divergence) -> bool:
     return divergence.kind in _DENSE
 
 
-def needs_teacher_probabilities(divergence: Divergence) -> bool:
-    return divergence.kind != "reverse_kl"
-
-
 def dense_(divergence: Divergence, lp: Tensor, p: Tensor, lq: Tensor, q: Tensor, spare: Tensor) -> Dense:
     """Value and mean of a full-vocabulary divergence; u replaces `lq`, and `q` and `spare` are used up. All (C, V).
 
-    `q` is not read for reverse KL. Sources: GKD 2306.13649 (jsd), DistiLLM 2402.03898 (skew).
+    Sources: GKD 2306.13649 (jsd), DistiLLM 2402.03898 (skew).
     """
     assert is_dense(divergence), f"{divergence.kind} is not a divergence over the whole vocabulary"
     return _DENSE[divergence.kind](divergence, lp, p, lq, q, spare)
@@ -148,6 +144,14 @@ def value_and_logit_grad(divergence: Divergence, lp: Tensor, lq: Tensor) -> tupl
 
 
 # ---- the teacher's top-k ----
+
+
+def log_of_the_rest(probabilities: Tensor, ids: Tensor) -> Tensor:
+    """log of what is left of (C, V) without the entries `ids` (C, K) -> (C,). 1 - Σ would lose a small rest."""
+    kept = probabilities.gather(1, ids)
+    rest = probabilities.scatter_(1, ids, 0.0).sum(-1).log()
+    probabilities.scatter_(1, ids, kept)
+    return rest
 
 
 def top_k_term(
@@ -186,10 +190,8 @@ def _with_tail(
     lt = torch.cat([lq, teacher_tail[:, None]], -1).log_softmax(-1).clamp_(min=LOG_FLOOR)
     value, gradient = _kl_of_buckets(divergence, ls, lt)
     difference = student_tail - lt[:, -1]
-    if divergence.kind == "top_k_reverse_kl":
-        outside = difference - value
-    else:
-        outside = -torch.expm1(-difference)
+    reverse = divergence.kind == "top_k_reverse_kl"
+    outside = difference - value if reverse else -torch.expm1(-difference)
     return Sparse(value, value, ids, gradient[:, :-1], outside, lp.exp().sum(-1))
 
 

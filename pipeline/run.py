@@ -6,6 +6,8 @@ Each stage leaves something complete on disk, so that a resumed run begins again
 from __future__ import annotations
 
 import gc
+import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +18,7 @@ from pipeline import checkpoint as checkpoints
 from pipeline.comparisons import sft_recipe
 from pipeline.display import Display
 from pipeline.errors import RunError
+from pipeline.files import read_lines
 from pipeline.job import Job, Parts, build_loop, load_parts, make_accelerator
 from pipeline.mixing import MixState
 from pipeline.ranks import world_of
@@ -23,7 +26,7 @@ from pipeline.recipe import DistillRecipe
 from pipeline.recipe_file import LoadedRecipe
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.student import export
-from pipeline.trainer import Loop, State, restore_state, train
+from pipeline.trainer import Loop, State, advance, peak_bytes, restore_state, train
 
 
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:

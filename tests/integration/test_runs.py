@@ -1,0 +1,198 @@
+"""Whole runs of every method, objective and mode at a tiny size: they end, and what they leave is right."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.errors import DataError, ModelError, RunError
+from pipeline.files import read_lines
+from tests.models import ARCHITECTURES, Architecture, save_adapter, save_tiny
+from tests.runs import DOMAINS, changed, distill_settings, run_here, sft_settings, write_recipe
+
+OBJECTIVES: dict[str, Any] = {
+    "reverse_kl": "reverse_kl",
+    "forward_kl": "forward_kl",
+    "jsd": {"kind": "jsd", "beta": 0.3},
+    "skew_kl": {"kind": "skew_kl", "alpha": 0.2},
+    "skew_reverse_kl": "skew_reverse_kl",
+    "top_k_reverse_kl": {"kind": "top_k_reverse_kl", "k": 8, "mass_penalty": 0.1},
+    "top_k_forward_kl": {"kind": "top_k_forward_kl", "k": 8, "tail": True},
+    "policy_gradient": "policy_gradient",
+}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return list(read_lines(folder / "metrics.jsonl"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains(tmp_path: Path, objective: str) -> None:
+    settings = changed(distill_settings(tmp_path), {"objective.divergence": OBJECTIVES[objective]})
+    folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+    lines = metrics(folder)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
+    assert set(lines[0]["kl"]["teacher"]) == set(lines[0]["kl"]["domain"]) == set(DOMAINS)
+    before, after = weights(tmp_path / "student"), weights(folder / "model")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_every_architecture_trains(tmp_path: Path, architecture: Architecture, tune: str) -> None:
+    settings = changed(distill_settings(tmp_path, architecture), {"student.tune": tune, "training.steps": 2})
+    folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+    assert len(metrics(folder)) == 2
+    assert (folder / "adapter").exists() == (tune == "lora")
+    before, after = weights(tmp_path / "student"), weights(folder / "model")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_student_comes_nearer_to_its_teachers(tmp_path: Path) -> None:
+    settings = changed(distill_settings(tmp_path), {"training.steps": 20, "training.learning_rate": 1e-2})
+    lines = metrics(run_here(write_recipe(tmp_path / "recipe.yaml", settings)))
+    assert lines[-1]["kl"]["teacher"]["sorting"] < 0.5 * lines[0]["kl"]["teacher"]["sorting"]
+
+
+def test_a_teacher_like_the_student_teaches_nothing(tmp_path: Path) -> None:
+    settings = distill_settings(tmp_path)
+    same = {name: {**teacher, "model": settings["student"]["model"]} for name, teacher in settings["teachers"].items()}
+    lines = metrics(run_here(write_recipe(tmp_path / "recipe.yaml", {**settings, "teachers": same})))
+    assert lines[0]["loss"] == pytest.approx(0.0, abs=1e-6)
+    assert lines[0]["overlap"] == 1.0
+
+
+@pytest.mark.parametrize("routing", ["all", {"kind": "mixture", "shares": {"sorting": 3, "addition": 1}}])
+def test_several_teachers_on_one_prompt(tmp_path: Path, routing: Any) -> None:
+    settings = changed(distill_settings(tmp_path), {"routing": routing, "teachers.sorting.weight": 0.5})
+    line = metrics(run_here(write_recipe(tmp_path / "recipe.yaml", settings)))[0]
+    shares = (0.5, 0.5) if routing == "all" else (0.75, 0.25)
+    kl = line["kl"]["teacher"]
+    assert line["failures"] == {}
+    # The loss is a mean over trajectories and the metric one over tokens: equal lengths make them the same.
+    if line["length"]["mean"] == line["length"]["max"]:
+        assert line["loss"] == pytest.approx(0.5 * shares[0] * kl["sorting"] + shares[1] * kl["addition"], rel=1e-4)
+
+
+def test_adapters_over_one_base_teach_a_lora_student_on_it(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    settings = distill_settings(tmp_path)
+    teachers = {
+        domain: {
+            "kind": "adapter",
+            "base": base,
+            "adapter": save_adapter(tmp_path / f"adapter-{domain}", base, seed=n),
+            "dtype": "float32",
+        }
+        for n, domain in enumerate(DOMAINS)
+    }
+    changes = {"student.model": base, "student.tune": "lora", "teachers": None, "training.steps": 12}
+    settings = {**changed(settings, changes), "teachers": teachers}
+    lines = metrics(run_here(write_recipe(tmp_path / "recipe.yaml", settings)))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_anchor_and_reference_pull_beside_the_teachers(tmp_path: Path) -> None:
+    settings = changed(distill_settings(tmp_path), {"objective": {"anchor": 0.5, "reference": 0.2}})
+    lines = metrics(run_here(write_recipe(tmp_path / "recipe.yaml", settings)))
+    assert lines[0]["kl"]["teacher"]["initial-student"] == pytest.approx(0.0, abs=1e-6)
+    assert lines[-1]["kl"]["teacher"]["initial-student"] > 0
+    assert lines[0]["nll"] > 0
+
+
+def test_supervised_runs_learn_the_references(tmp_path: Path) -> None:
+    settings = changed(sft_settings(tmp_path), {"training.steps": 20, "training.prompts_per_step": 8})
+    lines = metrics(run_here(write_recipe(tmp_path / "recipe.yaml", settings)))
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+
+
+def test_teachers_can_write_the_answers(tmp_path: Path) -> None:
+    settings = distill_settings(tmp_path)
+    path = write_recipe(tmp_path / "recipe.yaml", {**settings, "method": "sft", "answers": "teachers"})
+    folder = run_here(path)
+    assert {line["writer"] for line in read_lines(folder / "samples.jsonl")} == set(DOMAINS)
+
+
+def test_prepared_recipes_run_once(tmp_path: Path) -> None:
+    settings = distill_settings(tmp_path)
+    write_recipe(tmp_path / "first.yaml", changed(sft_settings(tmp_path), {"output": None}))
+    prepared = {**settings, "prepare": {"first": {"recipe": "first.yaml", "set": {"training.steps": 2}}}}
+    prepared["student"] = {"model": "prepared:first"}
+    path = write_recipe(tmp_path / "recipe.yaml", prepared)
+    folder = run_here(path)
+    inner = folder / "prepared" / "first"
+    assert len(metrics(inner)) == 2
+    made = (inner / "run.json").stat().st_mtime_ns
+    run_here(path, "training.steps=4", extend=True)
+    assert len(metrics(folder)) == 4
+    assert (inner / "run.json").stat().st_mtime_ns == made
+
+
+def test_the_baselines_stand_beside_the_student(tmp_path: Path) -> None:
+    settings = {**distill_settings(tmp_path), "compare": ["parameter_average", "sft_on_teacher_samples"]}
+    folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+    result = json.loads((folder / "evaluation.json").read_text())
+    models = {"base", "specialist", "parameter_average", "sft_on_teacher_samples", "student"}
+    assert {domain: set(scores) for domain, scores in result["domains"].items()} == dict.fromkeys(DOMAINS, models)
+    assert set(result["kl"]) == set(DOMAINS)
+
+
+def test_a_run_is_not_started_over(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", distill_settings(tmp_path))
+    run_here(path)
+    with pytest.raises(RunError, match="--resume"):
+        run_here(path)
+    with pytest.raises(RunError, match=r"training\.learning_rate"):
+        run_here(path, "training.learning_rate=1e-4", resume=True)
+    with pytest.raises(RunError, match=r"training\.learning_rate"):
+        run_here(path, "training.learning_rate=1e-4", extend=True)
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", distill_settings(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match=r"thesis\.tex"):
+        run_here(path)
+
+
+def test_a_domain_with_its_teacher_is_added_to_a_finished_run(tmp_path: Path) -> None:
+    settings = distill_settings(tmp_path)
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    folder = run_here(path)
+    settings["teachers"]["boolean"] = {**settings["teachers"]["sorting"]}
+    settings["data"]["sources"]["boolean"] = {"kind": "tasks", "task": "boolean", "count": 30}
+    write_recipe(path, changed(settings, {"training.steps": 6}))
+    run_here(path, extend=True)
+    assert set(json.loads((folder / "evaluation.json").read_text())["domains"]) == {*DOMAINS, "boolean"}
+    assert "boolean" in metrics(folder)[-1]["kl"]["domain"]
+
+
+def test_too_few_prompts_for_a_step_are_said_before_training(tmp_path: Path) -> None:
+    settings = changed(distill_settings(tmp_path), {"training.prompts_per_step": 600})
+    with pytest.raises(DataError, match="prompts_per_step"):
+        run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+
+
+def test_a_prompt_longer_than_the_context_is_said(tmp_path: Path) -> None:
+    settings = changed(distill_settings(tmp_path), {"rollout.max_new_tokens": 200})
+    with pytest.raises(DataError, match="max_new_tokens") as caught:
+        run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+    settings = changed(distill_settings(tmp_path), {"training.learning_rate": 1e30, "training.clip_norm": 1e30})
+    with pytest.raises((RunError, ModelError), match="finite"):
+        run_here(write_recipe(tmp_path / "recipe.yaml", settings))
