@@ -346,7 +346,9 @@ def merged(model: PeftModel) -> PreTrainedModel:
     """A plain model with W + scale·B·A in place of each adapted W, added in fp32; all other tensors are shared."""
     base = model.get_base_model()
     state = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in base.state_dict().items() if ".lora_" not in name
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+        for name, tensor in base.state_dict().items()
+        if ".lora_" not in name and ".modules_to_save." not in name
     }
     for name, module in base.named_modules():
         if isinstance(module, BaseTunerLayer) and ADAPTER in module.lora_A:

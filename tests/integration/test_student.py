@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,9 +31,11 @@ from pipeline.student import (
     trainable_state,
 )
 from pipeline.types import Divergence, Target, TrainingBatch
+from teachers.adapters import add_adapter
 from teachers.heads import find_head
+from teachers.switching import active_adapter
 from teachers.types import Answer, FullVocab, RawText, ScoreRequest, Segment
-from tests.models import ARCHITECTURES, Architecture, save_tiny, tiny_model
+from tests.models import ARCHITECTURES, Architecture, save_adapter, save_tiny, tiny_model
 
 CPU = torch.device("cpu")
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -391,6 +393,41 @@ def test_lora_leaves_the_base_untouched(folders: dict[str, str]) -> None:
     changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(".lora_" in name and ".student." in name for name in changed)
+
+
+# ---- beside teachers on the same base ----
+
+
+def test_teachers_on_the_same_base_change_nothing_of_the_student(folders: dict[str, str], tmp_path: Path) -> None:
+    student = student_of(folders["llama"], "lora")
+    (base,) = student.shared_bases().values()
+    assert not student_of(folders["llama"], "full").shared_bases()
+    batch = batch_of(LENGTHS)
+    before, expected = trainable_state(student), gradients(student, student(batch).loss)
+    answered = answers(student.lm.model)
+
+    other = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folders["llama"]),
+        LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    )
+    for name, parameter in other.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            parameter.data.add_(0.3)
+    other.save_pretrained(str(tmp_path / "teacher"))
+    for folder in (str(tmp_path / "teacher"), save_adapter(tmp_path / "second", folders["llama"], seed=3)):
+        model, name = add_adapter(base.model, folder, name="teacher")
+        with torch.no_grad(), active_adapter(model, name):
+            assert not torch.equal(answers(model), answered)
+
+    assert all(torch.equal(value, before[name]) for name, value in trainable_state(student).items())
+    assert trainable_state(student).keys() == before.keys()
+    again = gradients(student, student(batch).loss)
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in again.items())
+    export(student, tmp_path / "out")
+    assert torch.equal(answers(AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()), answered)
+    plain = AutoModelForCausalLM.from_pretrained(folders["llama"])
+    assert torch.equal(answers(PeftModel.from_pretrained(plain, tmp_path / "out" / "adapter").eval()), answered)
 
 
 # ---- the initial student as a teacher ----
