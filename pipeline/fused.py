@@ -62,8 +62,9 @@ def fused_loss(
         _check(target)
     inputs = (hidden, weights.weight, weights.bias)
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    dtype = _product_dtype(hidden, weights)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        student = _Student.of(hidden, head, weights, _product_dtype(hidden, weights), batch.temperature, wanted)
+        student = _Student.of(hidden, head, weights, dtype, batch.temperature, wanted)
         record = _Record.of(hidden, batch, student.accurate)
         run = _Pass(student, record, batch, Space(hidden.device), chunk_bytes)
         with _loaded_heads(hidden.device) as load:

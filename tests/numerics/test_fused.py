@@ -318,10 +318,10 @@ def test_no_head_gradient_when_it_is_frozen() -> None:
         output = fused_loss(hidden, head, weights, batch, chunk_bytes=500)
     (found,) = torch.autograd.grad(output.loss, hidden)
     torch.testing.assert_close(found, naive(hidden, head, weights, batch).gradients[0])
-    assert watch.shapes[(SIZE, WIDTH)] == 0
+    assert (SIZE, WIDTH) not in watch.products
     with Watch() as watch:
         fused_loss(*student(), batch, chunk_bytes=500)
-    assert watch.shapes[(SIZE, WIDTH)] > 0
+    assert (SIZE, WIDTH) in watch.products
 
 
 def test_a_head_learns_from_frozen_hidden_states() -> None:
@@ -340,7 +340,7 @@ def test_without_grad_mode_nothing_is_differentiated() -> None:
         with mode, Watch() as watch:
             output = fused_loss(hidden, head, weights, batch, chunk_bytes=10**6)
         assert not output.loss.requires_grad
-        assert watch.shapes[(SIZE, WIDTH)] == watch.shapes[(ROWS, WIDTH)] == 0
+        assert {columns for _, columns in watch.products} == {SIZE}
         torch.testing.assert_close(output.loss, expected.loss.detach())
         for mine, other in zip(output.targets, expected.targets, strict=True):
             torch.testing.assert_close(mine.divergence, other.divergence)
@@ -454,16 +454,13 @@ def test_heads_are_loaded_once_per_group_and_one_groups_at_a_time() -> None:
     one, two = counted(200), counted(210)
     cover = {"one": [0, 1, 5, 6], "two": [2, 3, 5, 6, 9], "one again": [10, 11]}
     heads = {"one": one, "two": two, "one again": one}
-    targets = [
-        Target(name, torch.tensor(where), torch.ones(len(where)), KINDS["reverse_kl"], full(3, where, heads[name], torch.float64))
-        for name, where in cover.items()
-    ]  # fmt: skip
+    signals = {name: full(3, where, heads[name], torch.float64) for name, where in cover.items()}
+    targets = [make_target(KINDS["reverse_kl"], where, signals[name]) for name, where in cover.items()]
     run(*student(), make_batch(targets), chunk_bytes=1)
     # Groups: nobody; one; one (again); one and two; two. Neighbours share what is loaded.
     assert [key for key, _ in events] == [one.key, two.key]
     assert not +held
-    alone = [Target("t", t.positions, t.weights, t.divergence, t.signal) for t in targets[:2]]
-    alone[1] = replace(alone[1], positions=torch.tensor([12, 13, 15, 16, 19]))
+    alone = [targets[0], replace(targets[1], positions=torch.tensor([12, 13, 15, 16, 19]))]
     events.clear()
     run(*student(), make_batch(alone), chunk_bytes=1)
     assert [sorted(now) for _, now in events] == [[one.key], [two.key]]
@@ -492,11 +489,11 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary() -> None:
 
 
 class Watch(TorchDispatchMode):
-    """Which shapes operations hand out, the dtype of the first product, and the most bytes alive at once."""
+    """Shapes of the matrix products, the dtype of the first one, and the most bytes alive at once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: Counter[tuple[int, ...]] = Counter()
+        self.products: Counter[tuple[int, ...]] = Counter()
         self.product_dtype: torch.dtype | None = None
         self.live = self.peak = 0
         self.holders: Counter[int] = Counter()  # tensors per storage
@@ -504,11 +501,11 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func.__name__.startswith("mm") and self.product_dtype is None:
-            self.product_dtype = result.dtype
+        if func.__name__.split(".")[0] in ("mm", "addmm", "addmm_"):
+            self.products[tuple(result.shape)] += 1
+            self.product_dtype = self.product_dtype or result.dtype
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self.shapes[tuple(leaf.shape)] += 1
                 self._follow(leaf)
         return result
 
