@@ -33,7 +33,6 @@ from teachers.switching import adapters_disabled
 from teachers.types import Head, LocalTeacher
 
 ADAPTER = "student"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Student(nn.Module):
@@ -55,10 +54,6 @@ class Student(nn.Module):
         self.chunk_bytes = chunk_bytes
         self.trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.eval()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """By name; tied ones once."""
