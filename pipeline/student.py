@@ -55,6 +55,10 @@ class Student(nn.Module):
         self.trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.eval()
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """By name; tied ones once."""
         named = dict(self.named_parameters())
