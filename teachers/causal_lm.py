@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
+from torch import nn
 
 from teachers.errors import TeacherError
 from teachers.types import Chat, Conversation
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 
@@ -256,9 +257,13 @@ def _messages(conversation: Chat, system: str | None) -> list[dict[str, str]]:
 def decoder(model: Any) -> nn.Module:
     """The part of a causal LM whose output's `last_hidden_state` goes to the head; peft's layers stay in it."""
     causal_lm = unwrapped(model)
-    inner: Any = causal_lm.base_model
-    body: nn.Module = causal_lm.get_decoder() if inner is causal_lm else inner
-    return body
+    found: Any = causal_lm.base_model
+    if found is causal_lm:
+        found = causal_lm.get_decoder()
+    if found is causal_lm:  # Llama 4's prefix names an attribute that its text model has not
+        found = causal_lm.model
+    assert isinstance(found, nn.Module)
+    return found
 
 
 def unwrapped(model: Any) -> Any:

@@ -42,9 +42,10 @@ def find_head(model: nn.Module, vocab_size: int, key: str) -> Head:
         return HeadWeights(matrix.weight, getattr(matrix, "bias", None))
 
     states, expected = _states_and_logits(model, vocab_size)
+    noise = _NOISE.get(matrix.weight.dtype, 5e-2)
     for scale, softcap in _candidates(unwrapped(model).config.get_text_config()):
         head = Head(key=key, size=vocab_size, load=load, scale=scale, softcap=softcap)
-        if _same(_logits(head, states), expected, matrix.weight.dtype):
+        if states.shape[-1] == matrix.weight.shape[-1] and _same(_logits(head, states), expected, noise):
             return head
     architecture = type(unwrapped(model)).__name__
     if not bool(expected.isfinite().all()):
@@ -110,9 +111,9 @@ def _logits(head: Head, states: Tensor) -> Tensor:
     return head.logits(head.load(), states)
 
 
-def _same(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+def _same(found: Tensor, expected: Tensor, noise: float) -> bool:
     """False where either is not finite."""
-    return bool((found - expected).abs().max() <= _NOISE.get(dtype, 5e-2) * expected.abs().max())
+    return bool((found - expected).abs().max() <= noise * expected.abs().max())
 
 
 def with_ends_mapped(head: Head, student_end: int, teacher_end: int, device: torch.device) -> Head:

@@ -45,6 +45,7 @@ HEADS: dict[str, tuple[dict[str, Any], float, float | None]] = {
     "hyperclovax": ({"logits_scaling": 8.0}, 8.0, None),  # the same name as Granite's, and the other way round
     "falcon_h1": (FALCON_H1, 0.25, None),
     "phi": ({}, 1.0, None),  # a bias
+    "llama4_text": ({"intermediate_size_mlp": 24, "num_local_experts": 2}, 1.0, None),  # its body hides
     "recurrent_gemma": ({"logits_soft_cap": 4.0, "lru_width": D}, 1.0, 4.0),
 }
 
@@ -125,10 +126,11 @@ def test_modes_stay_as_they_were() -> None:
     assert [module.training for module in model.modules()] == before
 
 
-def test_an_architecture_with_another_head_is_named() -> None:
-    """Bert puts a layer between its hidden states and the product."""
-    model = tiny("bert", is_decoder=True)
-    with pytest.raises(TeacherError, match=r"^math: the logits of BertLMHeadModel are not head\(hidden\).*; use a"):
+@pytest.mark.parametrize("model_type", ["bert", "electra"])
+def test_an_architecture_with_another_head_is_named(model_type: str) -> None:
+    """Bert puts a layer between its hidden states and the product, Electra's changes the width too."""
+    model = tiny(model_type, is_decoder=True)
+    with pytest.raises(TeacherError, match=rf"^math: the logits of {type(model).__name__} are not head\(hidden\)"):
         find_head(model, V, "math")
 
 
