@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from pipeline.logit_block import (
-    BUFFERS,
     Gradient,
     Measured,
     Space,
     StudentBlock,
+    buffers_at_once,
     dense_target,
     finish_logits,
     sparse_target,
@@ -35,7 +35,9 @@ from pipeline.types import StepOutput, Target, TargetOutput, TrainingBatch
 from teachers.types import FullVocab, Head, HeadWeights, TopK
 
 OVERLAP_STRIDE = 16  # overlap is measured at every 16th scored token of a batch: top-k over a vocabulary is slow
-_BLOCK_ENTRIES = 2**18  # a buffer of 1 MiB: a block's buffers stay in the cache
+# A block's buffers, 4 MiB each, stay in a cache of 32 MB. Smaller ones gain little, and where other processes compete
+# for the cores every operation on them waits for the slowest thread.
+_BLOCK_ENTRIES = 2**20
 
 
 def fused_loss(
@@ -320,9 +322,10 @@ def _rows_at_once(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -
     """(C, B): the most rows of raw logits and of a block's buffers that `chunk_bytes` hold together; at least one."""
     student, size = run.student, run.student.head.size
     signals = [run.batch.targets[index].signal for index in group.targets]
-    matrices = [heads[signal.head.key].weight for signal in signals if isinstance(signal, FullVocab)]
-    raw = size * student.rows.itemsize + sum(len(matrix) * matrix.itemsize for matrix in matrices)
-    buffers = BUFFERS * size * student.accurate.itemsize
+    teachers = [(s.head, heads[s.head.key].weight) for s in signals if isinstance(s, FullVocab)]
+    raw = sum(len(matrix) * matrix.itemsize for matrix in (student.rows, *(matrix for _, matrix in teachers)))
+    sides = [(student.head, student.rows.dtype), *((head, matrix.dtype) for head, matrix in teachers)]
+    buffers = buffers_at_once(sides, student.accurate) * size * student.accurate.itemsize
     together = max(1, run.chunk_bytes // (raw + buffers))
     if student.hidden.device.type != "cpu":
         return together, together  # there a kernel's launch costs more than a cache saves

@@ -9,22 +9,24 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from teachers.pool import Pool, build_pool
 
 from pipeline.asking import Asking, routes_of
 from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.new_model import create_model
 from pipeline.optim import build_optimizer
-from pipeline.prompts import PromptSets, load_prompts, require
+from pipeline.prompts import PromptSets, load_prompts, require, require_lengths
 from pipeline.ranks import World
 from pipeline.recipe import DistillRecipe, NewModel, RecipeBase, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.rollout.protocol import SamplingSettings
+from pipeline.run_directory import same_data
 from pipeline.student import Student, frozen_initial, load_student
 from pipeline.targets import ANCHOR
 from pipeline.trainer import Loop
 from pipeline.writers import Writer, reference_writer, student_writer, teacher_writer
+from teachers.causal_lm import render
+from teachers.pool import Pool, build_pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,8 @@ def load_parts(job: Job) -> Parts:
     job.display.phase("loading prompts and models")
     prompts = load_prompts(recipe.data, folder=job.loaded.path.parent, seed=recipe.seed)
     require(prompts, recipe.training.prompts_per_step)
+    if job.world.is_main:
+        same_data(job.folder, prompts.fingerprint)
     chunk = recipe.objective.chunk_megabytes if isinstance(recipe, DistillRecipe) else 64
     student = load_student(
         recipe.student,
@@ -85,6 +89,8 @@ def load_parts(job: Job) -> Parts:
         chunk_bytes=chunk << 20,
         device=job.accelerator.device,
     )
+    tokenizer = student.lm.tokenizer
+    require_lengths(prompts, lambda conversation: render(conversation, tokenizer), recipe.data.max_prompt_tokens)
     pool = build_pool(
         recipe.teachers,
         student.lm,
@@ -126,6 +132,7 @@ def build_loop(job: Job, parts: Parts) -> Loop:
         average=objective.average if objective else "trajectory",
         reference=objective.reference if objective else 0.0,
         temperature=recipe.rollout.temperature if objective else 1.0,
+        stop=recipe.rollout.stop,
         domains=tuple(sorted(parts.prompts.held_out)),
         folder=job.folder,
         display=job.display,

@@ -27,7 +27,6 @@ from pipeline.types import Target
 from teachers.types import Head, TopK
 
 OVERLAP_K = 16  # the overlap is the share of the student's 16 most probable entries among the teacher's 16
-BUFFERS = 8  # (B, V) buffers that are alive at once for the costliest divergence
 
 
 class Space:
@@ -44,6 +43,14 @@ class Space:
         if flat is None or flat.numel() < size:
             flat = self.buffers[name, dtype] = torch.empty(size, dtype=dtype, device=self.device)
         return flat[:size].view(*shape)
+
+
+def buffers_at_once(sides: Sequence[tuple[Head, torch.dtype]], dtype: torch.dtype) -> int:
+    """How many (B, V) buffers of `dtype` a block keeps for these heads, the student's first, and their products."""
+    converted = {"own" if index == 0 else "teacher" for index, (_, raw) in enumerate(sides) if raw != dtype}
+    capped = {"own" if index == 0 else "teacher" for index, (head, _) in enumerate(sides) if head.softcap is not None}
+    mapped = any(head.vocab_map is not None for head, _ in sides)
+    return len(("p", "q", "u", "spare")) + len(converted) + len(capped) + mapped
 
 
 class Finished(NamedTuple):

@@ -1,10 +1,16 @@
 """One run, one directory: who may write into it, and whether it starts, goes on, or is refused.
 
-recipe.yaml        the recipe, every default spelled out        run.json      status, versions, machine
-metrics.jsonl      a line per step, the same whenever run       timings.jsonl seconds and memory per step
-samples.jsonl      a rollout per domain and step                journal/      rollouts of steps without a checkpoint
-checkpoints/       step-000025, …                               prepared/     the runs this one needed first
-evaluations/       scores of each model                         evaluation.json   all of them, side by side
+recipe.yaml        the recipe, every default spelled out
+run.json           status, versions, machine
+data.json          the fingerprint of its prompts
+metrics.jsonl      a line per step, the same whenever it is run
+timings.jsonl      seconds and memory per step
+samples.jsonl      a rollout per step, the domains taking turns
+journal/           the rollouts of steps that no checkpoint holds yet
+checkpoints/       step-000025, …
+prepared/          the runs this one needed first; compare/ those it is compared with
+initial/           a new student before training
+evaluations/       each model's scores and answers; evaluation.json: all of them, side by side
 model/ adapter/    the result, as transformers and peft read it
 """
 
@@ -13,6 +19,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -24,7 +31,7 @@ from ruamel.yaml import YAML
 from pipeline import checkpoint as checkpoints
 from pipeline import manifest
 from pipeline.errors import RunError
-from pipeline.files import cut_back, write_json
+from pipeline.files import cut_back, read_json, write_json
 from pipeline.recipe import RecipeBase
 from pipeline.recipe_file import changed_keys, dump_resolved
 
@@ -65,6 +72,8 @@ def open_run(folder: Path, recipe: RecipeBase, *, resume: bool, extend: bool) ->
     if extend and found == "running":
         raise RunError(f"{folder}: this run has not finished; finish it with --resume before you --extend it")
     if extend and changed:
+        shutil.rmtree(folder / "evaluations", ignore_errors=True)  # of other domains and teachers
+        (folder / "data.json").unlink(missing_ok=True)
         dump_resolved(recipe, folder / "recipe.yaml")
         write_status(folder, "running")
 
@@ -93,6 +102,15 @@ def write_status(folder: Path, value: Status) -> None:
     write_json(
         folder / "run.json", {"status": value, "versions": {name: version(name) for name in packages}, **machine}
     )  # fmt: skip
+
+
+def same_data(folder: Path, fingerprint: str) -> None:
+    """Keeps the prompts' fingerprint at the start. Raises RunError where it has become another one."""
+    path = folder / "data.json"
+    if not path.exists():
+        write_json(path, {"fingerprint": fingerprint})
+    elif read_json(path)["fingerprint"] != fingerprint:
+        raise RunError(f"{folder}: the data changed since this run started; put them back, or set another output=…")
 
 
 @contextmanager

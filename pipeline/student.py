@@ -341,8 +341,11 @@ def export(student: Student, folder: Path) -> None:
 
 
 @torch.no_grad()
-def merged(model: PeftModel) -> PreTrainedModel:
-    """A plain model with W + scale·B·A in place of each adapted W, added in fp32; all other tensors are shared."""
+def merged(model: PeftModel, adapter: str = ADAPTER) -> PreTrainedModel:
+    """A plain model with W + scale·B·A in place of each adapted W, added in fp32; all other tensors are shared.
+
+    For its weights alone: buffers that are not saved stay without values.
+    """
     base = model.get_base_model()
     state = {
         name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
@@ -350,9 +353,9 @@ def merged(model: PeftModel) -> PreTrainedModel:
         if ".lora_" not in name and ".modules_to_save." not in name
     }
     for name, module in base.named_modules():
-        if isinstance(module, BaseTunerLayer) and ADAPTER in module.lora_A:
+        if isinstance(module, BaseTunerLayer) and adapter in module.lora_A:
             weight = module.get_base_layer().weight
-            state[f"{name}.weight"] = (weight.float() + module.get_delta_weight(ADAPTER).float()).to(weight.dtype)
+            state[f"{name}.weight"] = (weight.float() + module.get_delta_weight(adapter).float()).to(weight.dtype)
     with torch.device("meta"):
         plain = type(base)(copy.deepcopy(base.config))
     plain.load_state_dict(state, strict=True, assign=True)

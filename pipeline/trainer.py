@@ -22,6 +22,7 @@ from pipeline.asking import Asked, Asking, ask
 from pipeline.checkers import check
 from pipeline.display import Display
 from pipeline.errors import RunError
+from pipeline.evaluate import answer_text
 from pipeline.files import append_line
 from pipeline.metrics import Sums, all_finite, collect, describe, describe_rollouts, divergence_by, merge
 from pipeline.mixing import MixState, draw, observe
@@ -31,7 +32,7 @@ from pipeline.recipe import Data, Training
 from pipeline.student import Student, load_trainable_state, trainable_state
 from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser
 from pipeline.types import Prompt, Rollout, StepOutput, TrainingBatch
-from pipeline.writers import Writer, reference_rollout
+from pipeline.writers import REFERENCE, Writer, reference_rollout
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,7 @@ class Loop:
     average: Any
     reference: float
     temperature: float
+    stop: tuple[str, ...]
     domains: tuple[str, ...]
     folder: Path
     display: Display
@@ -112,7 +114,7 @@ def advance(loop: Loop, state: State) -> State:
     line = {
         "step": step,
         **describe(sums),
-        **describe_rollouts(rollouts, score_rollouts(loop.student, rollouts)),
+        **describe_rollouts(rollouts, score_rollouts(loop, rollouts)),
         "failures": _merge_failures(loop.world.gather(asked.failures)),
         "grad_norm": grad_norm,
         "learning_rate": rate,
@@ -213,45 +215,42 @@ def restore_state(loop: Loop, value: checkpoints.Checkpoint) -> State:
     return State(value.step, MixState.from_json(value.progress["mix"]), value.progress["tokens"])
 
 
-def score_rollouts(student: Student, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-    """The checkers' scores of what was written, by domain."""
+def score_rollouts(loop: Loop, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    """The checkers' scores of what the student or a teacher wrote, by domain."""
     scores: dict[str, list[float]] = {}
     for rollout in rollouts:
         prompt = rollout.prompt
-        if prompt.checker not in (None, "none"):
-            text = student.lm.tokenizer.decode(answer_ids(rollout))
-            score = check(prompt.checker, text, prompt.reference)
+        if rollout.writer != REFERENCE and prompt.checker:
+            text = answer_text(rollout, loop.student.lm, loop.stop)
+            score = check(prompt.checker, text, prompt.reference, prompt)
             if score is not None:
                 scores.setdefault(prompt.domain, []).append(score)
     return scores
 
 
-def answer_ids(rollout: Rollout) -> list[int]:
-    return [token for segment in rollout.segments if segment.kind == "answer" for token in segment.token_ids]
-
-
 def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence[Rollout]) -> None:
-    """The step in metrics, timings and samples: one rollout per domain, and all that it takes to look at it."""
+    """The step in metrics and timings, and one of its rollouts in samples, the domains taking turns."""
     step = line["step"]
+    timings = {"step": step, "processes": loop.world.size, "seconds": clock.seconds, "peak_bytes": peak_bytes()}
     append_line(loop.folder / "metrics.jsonl", line)
-    append_line(loop.folder / "timings.jsonl", {"step": step, "seconds": clock.seconds, "peak_bytes": peak_bytes()})
-    shown: dict[str, Rollout] = {}
-    for rollout in rollouts:
-        shown.setdefault(rollout.prompt.domain, rollout)
-    decode = loop.student.lm.tokenizer.decode
-    for domain, rollout in sorted(shown.items()):
-        sample = {
-            "step": step,
-            "domain": domain,
-            "prompt": decode(rollout.prompt_ids),
-            "completion": decode(rollout.completion_ids),
-            "reference": rollout.prompt.reference,
-            "finish_reason": rollout.finish_reason,
-            "writer": rollout.writer,
-            "sampling_logprobs": rollout.sampling_logprobs,
-        }
-        append_line(loop.folder / "samples.jsonl", sample)
+    append_line(loop.folder / "timings.jsonl", timings)
+    append_line(loop.folder / "samples.jsonl", {"step": step, **_shown(loop, rollouts, step)})
     loop.display.step(step, loop.training.steps, _numbers_that_matter(line))
+
+
+def _shown(loop: Loop, rollouts: Sequence[Rollout], step: int) -> dict[str, Any]:
+    turns = loop.domains[step % len(loop.domains) :] + loop.domains[: step % len(loop.domains)]
+    rollout = min(rollouts, key=lambda rollout: turns.index(rollout.prompt.domain))
+    decode = loop.student.lm.tokenizer.decode
+    return {
+        "domain": rollout.prompt.domain,
+        "prompt": decode(rollout.prompt_ids),
+        "completion": decode(rollout.completion_ids),
+        "reference": rollout.prompt.reference,
+        "finish_reason": rollout.finish_reason,
+        "writer": rollout.writer,
+        "sampling_logprobs": rollout.sampling_logprobs,
+    }
 
 
 def peak_bytes() -> int:

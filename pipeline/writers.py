@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from teachers.pool import Pool
-
 from pipeline.errors import DataError
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.types import Prompt, Rollout
 from teachers.causal_lm import CausalLM, render
 from teachers.plan import Routes
+from teachers.pool import Pool
 from teachers.types import Chat, Message, Segment
 
 Writer = Callable[[Sequence[Prompt], int], list[Rollout]]
 Advance = Callable[[int], None]
+REFERENCE = "reference"
 
 
 def student_writer(lm: CausalLM, settings: SamplingSettings, seed: int, advance: Advance | None = None) -> Writer:
@@ -58,7 +58,7 @@ def reference_rollout(prompt: Prompt, lm: CausalLM) -> Rollout:
         Segment("assistant", "answer", answer[:-1], trainable=True),
         Segment("assistant", "end", answer[-1:], trainable=True),
     )
-    return Rollout(prompt, 0, prompt_ids, segments, "end", writer="reference")
+    return Rollout(prompt, 0, prompt_ids, segments, "end", writer=REFERENCE)
 
 
 def _reference_ids(prompt: Prompt, prompt_ids: tuple[int, ...], lm: CausalLM) -> tuple[int, ...]:
