@@ -16,7 +16,7 @@ from pipeline.student import merged
 from teachers.causal_lm import CausalLM
 from teachers.pool import Pool
 
-SHARED = ("seed", "threads", "student", "data", "rollout", "teachers", "routing", "evaluation")
+SHARED = ("seed", "threads", "prepare", "student", "data", "rollout", "teachers", "routing", "evaluation")
 
 
 def sft_recipe(recipe: DistillRecipe, tokens: int, mean_length: float) -> SftRecipe:

@@ -181,6 +181,7 @@ def test_states_of_rows_together_are_those_alone(
     for index, hidden in found:
         with torch.no_grad():
             alone = lm.model.get_decoder()(torch.tensor([rows[index]]), use_cache=False).last_hidden_state[0]  # type: ignore[operator]
+        assert not hidden.is_inference()  # such a tensor cannot be saved for a backward pass
         torch.testing.assert_close(hidden, alone, atol=1e-5, rtol=1e-5)
 
 

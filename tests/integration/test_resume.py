@@ -1,0 +1,148 @@
+"""A run that was killed and resumed ends as one that never stopped: the same bits in weights, metrics and samples."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import list_checkpoints
+from tests.runs import Settings, changed, command, distill_settings, environment, run_here, write_recipe
+
+SAME = ("metrics.jsonl", "samples.jsonl", "evaluation.json", "model/model.safetensors")
+
+
+def settings_for(folder: Path) -> Settings:
+    """Eleven steps over 30 prompts per domain, mixed by the KL that is left: past the first epoch, with a prepared
+    model and a supervised baseline, so that a kill can fall into any stage."""
+    settings = changed(
+        distill_settings(folder),
+        {
+            "output": None,
+            "training.steps": 11,
+            "training.prompts_per_step": 8,
+            "training.checkpoint_every": 4,
+            "data.mixing": "remaining_kl",
+            "data.sources.sorting.count": 12,
+            "student.tune": "lora",
+            "compare": ["sft_on_teacher_samples"],
+        },
+    )
+    first = {key: value for key, value in settings.items() if key not in ("teachers", "compare")}
+    write_recipe(folder / "first.yaml", changed({**first, "method": "sft"}, {"training.steps": 3}))
+    return {
+        **settings,
+        "prepare": {"first": {"recipe": "first.yaml"}},
+        "student": {"model": "prepared:first", "tune": "lora"},
+    }
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in SAME}
+
+
+def start(recipe: Path, output: Path) -> subprocess.Popen[bytes]:
+    """`tutelage run --resume` as a process of its own; --resume also starts what is not there yet."""
+    arguments = command("run", str(recipe), f"output={output}", "--resume")
+    return subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> bool:
+    """SIGKILL as soon as `reached`. Whether it was still running then."""
+    while process.poll() is None:
+        if reached():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.timeout(400)
+def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", settings_for(tmp_path))
+    whole = run_here(recipe, f"output={tmp_path / 'whole'}")
+    expected = files_of(whole)
+    folder = tmp_path / "killed"
+    generator = random.Random(7)
+    lines = folder / "metrics.jsonl"
+    # Moments by what is on the disk: inside the prepared run, in the first steps, while a checkpoint is written, after
+    # the last update, inside the baseline; each with a random delay of up to a few steps on top.
+    moments: list[Callable[[], bool]] = [
+        lambda: size(folder / "prepared" / "first" / "metrics.jsonl") > 0,
+        lambda: size(lines) > 0,
+        lambda: any((folder / "checkpoints").glob("*.partial")) or (folder / "checkpoints" / "step-000004").exists(),
+        lambda: (folder / "journal" / "step-000007.json").exists(),
+        lambda: (folder / "checkpoints" / "step-000011").exists(),
+        lambda: size(folder / "compare" / "sft_on_teacher_samples" / "metrics.jsonl") > 0,
+    ]
+    kills = 0
+    for reached in moments:
+        process = start(recipe, folder)
+        delay, seen = generator.random() * 0.3, 0.0
+
+        def after_delay(reached: Callable[[], bool] = reached, delay: float = delay) -> bool:
+            nonlocal seen
+            if not seen and reached():
+                seen = time.monotonic()
+            return bool(seen) and time.monotonic() - seen >= delay
+
+        kills += kill_when(process, after_delay)
+    assert kills == len(moments)
+    process = start(recipe, folder)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert files_of(folder) == expected
+    inner = Path("prepared") / "first" / "model" / "model.safetensors"
+    assert (folder / inner).read_bytes() == (whole / inner).read_bytes()
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_recorded_rollouts_are_replayed_and_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop when a step's rollouts have reached the disk, mark them, resume: the mark is in the metrics."""
+    from pipeline import trainer
+
+    recipe = write_recipe(tmp_path / "recipe.yaml", changed(distill_settings(tmp_path), {"training.steps": 2}))
+    whole = run_here(recipe, f"output={tmp_path / 'whole'}")
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    folder = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "update", stop)
+        with pytest.raises(Stop):
+            run_here(recipe, f"output={folder}")
+    assert [path.name for path in (folder / "journal").iterdir()] == ["step-000001.json"]
+    recorded = (folder / "journal" / "step-000001.json").read_text()
+    (folder / "journal" / "step-000001.json").write_text(
+        recorded.replace('"finish_reason": "length"', '"finish_reason": "stop"')
+    )
+    run_here(recipe, f"output={folder}", resume=True)
+    first, expected = (json.loads((run / "metrics.jsonl").read_text().splitlines()[0]) for run in (folder, whole))
+    assert first["truncated"] == 0.0 < expected["truncated"]
+    assert {**first, "truncated": 0} == {**expected, "truncated": 0}
+
+
+def test_an_extended_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    constant = changed(distill_settings(tmp_path), {"training.schedule": "constant", "output": None})
+    recipe = write_recipe(tmp_path / "recipe.yaml", constant)
+    whole = run_here(recipe, f"output={tmp_path / 'whole'}", "training.steps=7")
+    folder = run_here(recipe, f"output={tmp_path / 'more'}", "training.steps=3")
+    run_here(recipe, f"output={tmp_path / 'more'}", "training.steps=7", extend=True)
+    assert files_of(folder)["model/model.safetensors"] == files_of(whole)["model/model.safetensors"]
+    assert files_of(folder)["metrics.jsonl"] == files_of(whole)["metrics.jsonl"]
+    assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step-000006", "step-000007"]
