@@ -282,6 +282,7 @@ BROKEN = {
     "truncated": (truncate, r"adapter_model\.safetensors is truncated or damaged \(.*\); fetch or train it again"),
     "bad config": (lambda folder: (folder / "adapter_config.json").write_text("{"), r"cannot load .*; fetch or train"),
     "not lora": (edit_config(peft_type="IA3"), r"is a .*IA3 adapter and only LoRA can share a base; merge it"),
+    "biases": (edit_config(bias="all"), r"was trained with bias: all, which changes the base that others share; merge"),
     "other layers": (edit_config(target_modules=["query"]), r"cannot load .*query.*; fetch or train it again"),
     "other rank": (edit_config(r=2), r"was made for another base; set base to its own: its matrices have other sizes"),
     "too few": (
