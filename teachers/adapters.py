@@ -110,6 +110,11 @@ def _read_config(folder: str, name: str) -> Any:
             f"{where(name)}.adapter: {folder} is a {config.peft_type} adapter and only LoRA can share a base; "
             "merge it into its base and use kind: transformers"
         )
+    if config.bias != "none":
+        raise TeacherError(
+            f"{where(name)}.adapter: {folder} was trained with bias: {config.bias}, which changes the base that others "
+            "share; merge it into its base and use kind: transformers"
+        )
     config.inference_mode = True
     return config
 

@@ -13,7 +13,7 @@ from teachers.causal_lm import CausalLM, ModelKey, load_causal_lm, load_tokenize
 from teachers.config import TeacherBase
 from teachers.errors import TeacherError
 from teachers.heads import with_ends_mapped
-from teachers.scoring import TOKENS_PER_FORWARD, Ends, HiddenStateTeacher, Running
+from teachers.scoring import Ends, HiddenStateTeacher, Running
 from teachers.types import Head
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ Resolve = Callable[[str, str], str]
 
 @dataclass(eq=False)
 class Models:
-    """What is loaded so far. `lent` are the student's: they are used, never closed, and its tokenizer is its own."""
+    """What is loaded so far. `lent`: the student's, used without its tokenizer, whose template may be changed."""
 
     student: CausalLM
-    lent: Mapping[ModelKey, CausalLM] = field(default_factory=dict)
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    resolve: Resolve = lambda path, _: path
-    progress: Callable[[str], None] = lambda _: None
-    tokens_per_forward: int = TOKENS_PER_FORWARD
+    lent: Mapping[ModelKey, CausalLM]
+    device: torch.device
+    resolve: Resolve
+    progress: Callable[[str], None]
+    tokens_per_forward: int
     _loaded: dict[ModelKey, CausalLM] = field(default_factory=dict)
     _tokenizers: dict[tuple[str, str | None], PreTrainedTokenizerBase] = field(default_factory=dict)
 
