@@ -6,6 +6,7 @@ disk. What a kill leaves behind is a `.partial` folder, which the next start rem
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from torch import Tensor
 from pipeline.errors import RunError
 from pipeline.files import sync_folder, write_json
 
+SMALLEST_DISK = 1 << 20  # bytes; a write that fails with less than this left has filled the disk
 _STEP = re.compile(r"^step-(\d{6,})$")
 
 
@@ -78,14 +80,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `final` only if nothing failed; an older `final` is replaced."""
+    """A folder to write into that becomes `final` only if nothing failed; an older `final` is replaced.
+
+    Raises OSError where the disk is full: torch and safetensors have errors of their own for that.
+    """
     partial = final.with_name(final.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
+        full = shutil.disk_usage(partial).free < SMALLEST_DISK
         shutil.rmtree(partial, ignore_errors=True)
+        if full and isinstance(error, RuntimeError | SafetensorError):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
         raise
     for path in partial.rglob("*"):
         if path.is_file():

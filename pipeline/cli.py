@@ -199,6 +199,7 @@ _DISK = {
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EROFS: "the file system cannot be written; set another directory with output=…",
     errno.EACCES: "permission denied; correct the permissions, or set another directory with output=…",
+    errno.ENOTDIR: "a file stands where a directory is needed; set another directory with output=…",
     errno.EPERM: "not permitted; correct the permissions, or set another directory with output=…",
 }
 

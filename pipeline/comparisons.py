@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from pipeline.errors import ModelError
@@ -15,6 +14,7 @@ from pipeline.recipe import DistillRecipe, SftRecipe
 from pipeline.student import merged
 from teachers.causal_lm import CausalLM
 from teachers.pool import Pool
+from teachers.switching import current_adapter
 
 SHARED = ("seed", "threads", "prepare", "student", "data", "rollout", "teachers", "routing", "evaluation")
 
@@ -40,7 +40,7 @@ def average(pool: Pool) -> CausalLM:
     total: dict[str, Tensor] = {}
     for name in pool.names:
         with pool.writing(name) as lm:
-            model = merged(lm.model, _active(lm.model)) if isinstance(lm.model, PeftModel) else lm.model
+            model = merged(lm.model, current_adapter(lm.model)) if isinstance(lm.model, PeftModel) else lm.model
             state = model.state_dict()
             if total and {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in total.items()}:
                 raise ModelError(
@@ -56,10 +56,3 @@ def average(pool: Pool) -> CausalLM:
     averaged.load_state_dict({k: (v / len(pool.names)).to(dtypes[k]) for k, v in total.items()}, assign=True)
     averaged.generation_config = generation
     return replace(mean_of, name="average of the teachers", model=averaged.eval())
-
-
-def _active(model: PeftModel) -> str:
-    """The adapter that is switched on, asked of a layer: teachers are switched without telling the wrapper."""
-    layer = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
-    (name,) = layer.active_adapters
-    return str(name)

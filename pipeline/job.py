@@ -97,6 +97,7 @@ def load_parts(job: Job) -> Parts:
         shared=student.shared_bases(),
         device=job.accelerator.device,
         resolve=lambda model, what: resolve(job, model, what),
+        tokens_per_forward=recipe.training.tokens_per_forward,
     )
     return Parts(student, pool, prompts)
 

@@ -341,8 +341,10 @@ def export(student: Student, folder: Path) -> None:
 
 
 @torch.no_grad()
-def merged(model: PeftModel, adapter: str = ADAPTER) -> PreTrainedModel:
+def merged(model: PeftModel, adapter: str | None = ADAPTER) -> PreTrainedModel:
     """A plain model with W + scale·B·A in place of each adapted W, added in fp32; all other tensors are shared.
+
+    adapter: by peft's name; None: the base as it is.
 
     For its weights alone: buffers that are not saved stay without values.
     """
@@ -353,7 +355,7 @@ def merged(model: PeftModel, adapter: str = ADAPTER) -> PreTrainedModel:
         if ".lora_" not in name and ".modules_to_save." not in name
     }
     for name, module in base.named_modules():
-        if isinstance(module, BaseTunerLayer) and adapter in module.lora_A:
+        if adapter is not None and isinstance(module, BaseTunerLayer) and adapter in module.lora_A:
             weight = module.get_base_layer().weight
             state[f"{name}.weight"] = (weight.float() + module.get_delta_weight(adapter).float()).to(weight.dtype)
     with torch.device("meta"):

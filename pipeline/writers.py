@@ -13,6 +13,7 @@ from pipeline.errors import DataError
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.types import Prompt, Rollout
+from teachers.alignment import answer_end
 from teachers.causal_lm import CausalLM, render
 from teachers.plan import Routes
 from teachers.pool import Pool
@@ -77,13 +78,7 @@ def _reference_ids(prompt: Prompt, prompt_ids: tuple[int, ...], lm: CausalLM) ->
                 if token in lm.end_ids:
                     return completion[: index + 1]
     ids: list[int] = lm.tokenizer.encode(prompt.reference, add_special_tokens=False)
-    return (*ids, end_id(lm))
-
-
-def end_id(lm: CausalLM) -> int:
-    """The token a finished answer is closed with: the tokenizer's own end token, else the lowest of the model's."""
-    own = lm.tokenizer.eos_token_id
-    return own if own in lm.end_ids else min(lm.end_ids)
+    return (*ids, answer_end(lm))
 
 
 def teacher_writer(
@@ -108,7 +103,7 @@ def teacher_writer(
 def _as_sample(rollout: Rollout, teacher: str, student: CausalLM) -> Rollout:
     """A teacher's completion under the student's own rendering of the prompt, ended by the student's end token."""
     segments = tuple(
-        replace(segment, token_ids=(end_id(student),)) if segment.kind == "end" else segment
+        replace(segment, token_ids=(answer_end(student),)) if segment.kind == "end" else segment
         for segment in rollout.segments
     )
     return replace(
