@@ -35,9 +35,9 @@ from pipeline.types import StepOutput, Target, TargetOutput, TrainingBatch
 from teachers.types import FullVocab, Head, HeadWeights, TopK
 
 OVERLAP_STRIDE = 16  # overlap is measured at every 16th scored token of a batch: top-k over a vocabulary is slow
-# A block's buffers, 4 MiB each, stay in a cache of 32 MB. Smaller ones gain little, and where other processes compete
+# A block's buffers, 2 MiB each, stay in the cache. Smaller ones gain little, and where other processes compete
 # for the cores every operation on them waits for the slowest thread.
-_BLOCK_ENTRIES = 2**20
+_BLOCK_ENTRIES = 2**19
 
 
 def fused_loss(

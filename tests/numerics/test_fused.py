@@ -294,6 +294,14 @@ def test_backward_scales_by_what_comes_from_above() -> None:
     torch.testing.assert_close(weights.weight.grad, 3.5 * gradients[1])
 
 
+def test_backward_runs_once() -> None:
+    """Its gradients are scaled in place, so a second run would scale them twice."""
+    output = fused_loss(*student(), one_teacher("reverse_kl"), chunk_bytes=10**6)
+    output.loss.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="one backward only"):
+        output.loss.backward()
+
+
 def test_a_tied_embedding_collects_both_its_gradients() -> None:
     """Hidden states that come from the same matrix, against the naive head on the same graph."""
     _, head, weights = student()
