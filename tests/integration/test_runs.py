@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import DataError, ModelError, RunError
 from pipeline.files import read_lines
+from pipeline.run_directory import write_status
 from tests.models import ARCHITECTURES, Architecture, save_adapter, save_tiny
 from tests.runs import DOMAINS, changed, distill_settings, run_here, sft_settings, write_recipe
 
@@ -196,3 +198,72 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
     settings = changed(distill_settings(tmp_path), {"training.learning_rate": 1e30, "training.clip_norm": 1e30})
     with pytest.raises((RunError, ModelError), match="finite"):
         run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "bfloat16 weights": {"student.dtype": "bfloat16"},
+    "mixed precision": {"training.mixed_precision": "bf16"},
+    "gradient checkpointing": {"student.gradient_checkpointing": True},
+    "two samples a prompt": {"rollout.samples_per_prompt": 2},
+    "token average": {"objective.average": "token"},
+    "temperature": {"rollout.temperature": 0.7},
+    "truncated sampling": {"rollout.top_p": 0.9, "rollout.top_k": 20},
+    "stop strings": {"rollout.stop": ["a", "12"]},
+    "linear schedule": {"training.schedule": "linear", "training.warmup_steps": 2},
+    "lora in bfloat16": {
+        "student.dtype": "bfloat16",
+        "student.tune": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.1},
+    },
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_trains_and_resumes_exactly(tmp_path: Path, mode: str) -> None:
+    """Three steps with a checkpoint after the second: once whole, once cut back to that checkpoint and resumed."""
+    path = write_recipe(tmp_path / "recipe.yaml", changed(distill_settings(tmp_path), MODES[mode]))
+    folder = run_here(path)
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3]
+    expected = {name: (folder / name).read_bytes() for name in ("metrics.jsonl", "model/model.safetensors")}
+    shutil.rmtree(folder / "checkpoints" / "step-000003")
+    write_status(folder, "running")
+    run_here(path, resume=True)
+    assert {name: (folder / name).read_bytes() for name in expected} == expected
+
+
+def test_a_step_is_tried_before_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.display import Display
+    from pipeline.recipe_file import load_recipe
+    from pipeline.run import check
+
+    loaded = load_recipe(write_recipe(tmp_path / "recipe.yaml", distill_settings(tmp_path, "deepseek_v4")))
+    check(loaded, offline=False, step=True, display=Display())
+    printed = capsys.readouterr().out
+    assert "GB at most" in printed
+    assert "no left padding" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_from_a_file_of_conversations(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"sort: {n:04d}"}, {"role": "assistant", "content": "x"}]}
+        for n in range(20)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = distill_settings(tmp_path)
+    settings["data"]["sources"] = {"sorting": {"kind": "dataset", "path": str(tmp_path / "chats.jsonl")}}
+    folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+    assert {line["domain"] for line in read_lines(folder / "samples.jsonl")} == {"sorting"}
+
+
+def test_data_that_changed_are_not_trained_on_silently(tmp_path: Path) -> None:
+    rows = [{"question": f"{n} + {n}", "answer": str(2 * n)} for n in range(30)]
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = distill_settings(tmp_path)
+    settings["data"]["sources"] = {"sorting": {"kind": "dataset", "path": str(file), "checker": "numeric"}}
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    folder = run_here(path)
+    write_status(folder, "running")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(RunError, match="data changed"):
+        run_here(path, resume=True)

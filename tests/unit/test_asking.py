@@ -1,0 +1,125 @@
+"""Who is asked about a rollout, with what coefficient, and what failures do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.asking import Asking, ask, routes_of
+from pipeline.recipe_file import load_recipe
+from pipeline.targets import ANCHOR
+from pipeline.types import Divergence, Prompt, Rollout
+from teachers.plan import Routes
+from teachers.pool import Pool
+from teachers.types import (
+    Answer,
+    FullVocab,
+    Head,
+    HeadWeights,
+    RawText,
+    ScoreRequest,
+    Segment,
+    SignalKind,
+    TeacherFailure,
+)  # fmt: skip
+from tests.runs import changed, distill_settings, write_recipe
+
+HEAD = Head("head", 5, lambda: HeadWeights(torch.zeros(5, 2)))
+
+
+@dataclass
+class Scripted:
+    """A real teacher by the protocol: it answers with zeros, but fails on the requests named."""
+
+    name: str
+    fails_on: frozenset[str] = frozenset()
+    signals: frozenset[SignalKind] = frozenset({SignalKind.FULL_VOCAB})
+    seen: list[str] = field(default_factory=list)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[str, Answer | TeacherFailure]]:
+        for request in reversed(requests):
+            self.seen.append(request.request_id)
+            if request.request_id in self.fails_on:
+                yield request.request_id, TeacherFailure(self.name, "too_long", retryable=False)
+            else:
+                count = len(request.token_ids)
+                signal = FullVocab(torch.zeros(count, 2), HEAD, torch.ones(count, dtype=torch.bool))
+                yield request.request_id, Answer(signal)
+
+    def close(self) -> None: ...
+
+
+def rollout(name: str, domain: str) -> Rollout:
+    segment = Segment("assistant", "answer", (1, 2), trainable=True)
+    return Rollout(Prompt(name, "source", domain, RawText(name)), 0, (0,), (segment,), "length", (0.0,) * 2, (0.0,) * 2)
+
+
+def asking(teachers: Mapping[str, Scripted], routes: Routes, weights: Mapping[str, float], **anchor: object) -> Asking:
+    return Asking(Pool(teachers), routes, weights, Divergence(), **anchor)  # type: ignore[arg-type]
+
+
+def coefficients(rows: Sequence[object]) -> list[dict[str, float]]:
+    return [{score.teacher: score.coefficient for score in row.scores} for row in rows]  # type: ignore[attr-defined]
+
+
+def test_a_domain_goes_to_its_teacher_with_its_weight() -> None:
+    teachers = {"a": Scripted("a"), "b": Scripted("b")}
+    asked = ask(
+        asking(teachers, Routes({"a": {"a": 1.0}, "b": {"b": 1.0}}), {"a": 1.0, "b": 0.25}),
+        [rollout("p", "a"), rollout("q", "b"), rollout("r", "a")],
+        step=1,
+    )
+    assert coefficients(asked.rows) == [{"a": 1.0}, {"b": 0.25}, {"a": 1.0}]
+    assert sorted(teachers["a"].seen) == ["p/0", "r/0"]
+    assert [row.rollout.rollout_id for row in asked.rows] == ["p/0", "q/0", "r/0"]
+
+
+def test_shares_go_to_who_answered_and_failures_are_counted() -> None:
+    teachers = {"a": Scripted("a", frozenset({"q/0", "r/0"})), "b": Scripted("b", frozenset({"r/0"}))}
+    asked = ask(
+        asking(teachers, Routes({}, {"a": 3.0, "b": 1.0}), {"a": 1.0, "b": 2.0}),
+        [rollout("p", "x"), rollout("q", "x"), rollout("r", "x")],
+        step=1,
+    )
+    assert coefficients(asked.rows) == [{"a": 0.75, "b": 0.5}, {"b": 2.0}, {}]
+    assert asked.failures == {"a": {"too_long": 2}, "b": {"too_long": 1}}
+    assert [row.taught for row in asked.rows] == [True, True, False]
+
+
+def test_the_anchor_stands_beside_the_teachers() -> None:
+    anchor = (Scripted(ANCHOR, frozenset({"q/0"})), 0.3)
+    asked = ask(
+        asking({"a": Scripted("a")}, Routes({}, {"a": 1.0}), {"a": 1.0}, anchor=anchor),
+        [rollout("p", "x"), rollout("q", "x")],
+        step=1,
+    )
+    assert coefficients(asked.rows) == [{"a": 1.0, ANCHOR: 0.3}, {"a": 1.0}]
+    assert asked.failures == {ANCHOR: {"too_long": 1}}
+    assert asked.rows[0].scores[1].divergence == Divergence("reverse_kl")
+
+
+@pytest.mark.parametrize(
+    ("routing", "domain", "shares"),
+    [
+        ("domain", "sorting", {"sorting": 1.0}),
+        ({"kind": "domain", "table": {"sorting": "addition"}}, "sorting", {"addition": 1.0}),
+        ({"table": {"sorting": {"sorting": 1, "addition": 3}}}, "sorting", {"sorting": 0.25, "addition": 0.75}),
+        ({"kind": "mixture", "shares": {"sorting": 1, "addition": 1}}, "addition", {"sorting": 0.5, "addition": 0.5}),
+        ("all", "addition", {"sorting": 0.5, "addition": 0.5}),
+    ],
+)
+def test_routing_as_the_recipe_says_it(tmp_path: Path, routing: object, domain: str, shares: dict[str, float]) -> None:
+    settings = changed(distill_settings(tmp_path), {"routing": routing})
+    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", settings)).recipe
+    assert routes_of(recipe).shares(domain) == shares
+
+
+def test_a_default_teacher_takes_what_the_table_leaves(tmp_path: Path) -> None:
+    settings = changed(distill_settings(tmp_path), {"routing": {"default": "sorting"}})
+    del settings["teachers"]["addition"]
+    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", settings)).recipe
+    assert routes_of(recipe).shares("addition") == {"sorting": 1.0}
