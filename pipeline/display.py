@@ -106,15 +106,17 @@ class Display:
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Counter]:
-        """A bar for `total` pieces of work; without a terminal a line at every quarter."""
-        done = 0
+        """A bar for `total` pieces of work; without a terminal a line at a quarter, where the work takes long."""
+        done, last = 0, self._clock()
         task = self._add(description, total, 0)
 
         def moved(n: int) -> None:
-            nonlocal done
+            nonlocal done, last
             before, done = done, done + n
             self._bars.update(task, completed=done)
-            if not self._console.is_interactive and total and done * 4 // total > before * 4 // total:
+            quarter = total > 0 and done * 4 // total > before * 4 // total
+            if quarter and not self._console.is_interactive and self._clock() - last >= self._seconds_between_lines:
+                last = self._clock()
                 self._print(f"{description}: {done}/{total}")
 
         try:

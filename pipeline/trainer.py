@@ -169,7 +169,7 @@ def update(loop: Loop, rows: Sequence[Row], step: int) -> tuple[Sums, float, flo
     if not all_finite({"loss": whole.total["loss"], "grad_norm": grad_norm}):
         raise RunError(
             f"step {step}: the loss is {whole.total['loss']} and the gradient's norm {grad_norm}; the weights of step "
-            f"{step - 1} were kept. Lower training.learning_rate or training.clip_norm, or set student.dtype to float32"
+            f"{step - 1} were kept. Start another run with a lower training.learning_rate, or student.dtype: float32"
         )
     rate = learning_rate(step - 1, loop.training)
     set_learning_rate(loop.optimizer, rate)
@@ -189,7 +189,7 @@ def cut_into_batches(loop: Loop, rows: Sequence[Row]) -> list[TrainingBatch]:
         supervised_tokens=sum(count.supervised_tokens for count in counts),
     )
     groups = group_rows(rows, loop.training.tokens_per_forward)
-    most = max(1, *loop.world.gather(len(groups)), 1)
+    most = max(1, *loop.world.gather(len(groups)))
     groups += [[] for _ in range(most - len(groups))]
     device = loop.accelerator.device
     return [build_batch(group, norm, loop.domains, temperature=loop.temperature, device=device) for group in groups]

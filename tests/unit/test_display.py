@@ -59,17 +59,28 @@ def test_long_lines_are_not_broken() -> None:
 
 
 @pytest.mark.parametrize(("total", "shown"), [(100, [25, 50, 75, 100]), (3, [1, 2, 3]), (7, [2, 4, 6, 7])])
-def test_progress_prints_at_every_quarter(total: int, shown: list[int]) -> None:
-    display, out = plain()
+def test_slow_progress_prints_at_every_quarter(total: int, shown: list[int]) -> None:
+    clock = Clock()
+    display, out = plain(clock)
     with display.progress("evaluating", total) as counter:
         for _ in range(total):
+            clock.now += SECONDS_BETWEEN_LINES
             counter.advance()
     assert out.getvalue().splitlines() == [f"evaluating: {done}/{total}" for done in shown]
 
 
-def test_progress_by_large_pieces_and_of_nothing() -> None:
+def test_quick_progress_says_nothing() -> None:
     display, out = plain()
+    with display.progress("evaluating", 8) as counter:
+        counter.advance(8)
+    assert out.getvalue() == ""
+
+
+def test_progress_by_large_pieces_and_of_nothing() -> None:
+    clock = Clock()
+    display, out = plain(clock)
     with display.progress("reading", 10) as counter:
+        clock.now += SECONDS_BETWEEN_LINES
         counter.advance(9)
     with display.progress("nothing", 0) as counter:
         counter.advance(0)
