@@ -1,6 +1,7 @@
 """Seconds per phase, tokens per second and peak memory of one step of distillation at a vocabulary of 32,000.
 
-    python -m tests.benchmark.step [--quick] [--steps 5] [--routing domain] [--teacher-dtype bfloat16]
+    python -m tests.benchmark.step [--quick] [--teachers 1 4 10] [--prompts 8 32] [--steps 5] [--routing domain]
+        [--teacher-dtype bfloat16]
 
 A Qwen3-shaped student of 256 × 4 (19 million parameters, untied) and teachers of 512 × 8 (58 million), all with random
 weights, and a tokenizer trained on the Python standard library's own sources; prompts of 64 of its tokens, 64 new ones.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -20,7 +22,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,6 +226,8 @@ def in_its_own_process(*arguments: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes: only shows that it works")
+    parser.add_argument("--teachers", type=int, nargs="+", help="numbers of teachers (1 4 10)")
+    parser.add_argument("--prompts", type=int, nargs="+", help="prompts of a step (8 32)")
     parser.add_argument("--steps", type=int, default=5, help="steps that are counted")
     parser.add_argument("--routing", choices=["domain", "all"], default="domain")
     parser.add_argument("--teacher-dtype", choices=["float32", "bfloat16"], default="bfloat16")
@@ -231,6 +235,11 @@ def main() -> None:
     parser.add_argument("--measure", nargs=3, metavar=("FOLDER", "TEACHERS", "PROMPTS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     shape = QUICK if given.quick else FULL
+    shape = replace(
+        shape,
+        teachers=tuple(given.teachers or shape.teachers),
+        prompts_per_step=tuple(given.prompts or shape.prompts_per_step),
+    )
     if given.prepare:
         prepare(shape, given.prepare)
         return
@@ -247,6 +256,7 @@ def main() -> None:
         )
         print(json.dumps(found))
         return
+    print(f"Medians of {given.steps} steps. Load of the machine before: {os.getloadavg()[0]:.1f}\n")
     print("| " + " | ".join(COLUMNS) + " |")
     print("|" + "---:|" * len(COLUMNS))
     with tempfile.TemporaryDirectory() as made:
