@@ -31,9 +31,7 @@ def load_rollouts(folder: Path, step: int, prompts: Sequence[Prompt]) -> list[Ro
     by_id: Mapping[str, Prompt] = {prompt.prompt_id: prompt for prompt in prompts}
     recorded = json.loads(path.read_text(encoding="utf-8"))["rollouts"]
     if {rollout["prompt_id"] for rollout in recorded} != set(by_id):
-        raise RunError(
-            f"{path}: recorded for other prompts than this step draws: the data changed; start a new run"
-        )
+        raise RunError(f"{path}: recorded for other prompts than this step draws: the data changed; start a new run")
     return [_from_json(rollout, by_id[rollout["prompt_id"]]) for rollout in recorded]
 
 

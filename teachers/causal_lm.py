@@ -18,26 +18,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from teachers.errors import TeacherError
+from teachers.probe import Tolerance, probe
 from teachers.types import Chat, Conversation
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What an architecture computes right, found by comparing with single rows at load (`probe.py`).
-
-    left_padding: rows padded on the left give the same logits, so prompts of different lengths may decode together.
-    packing: rows laid end to end with their own positions do not see each other.
-    row_removal: rows may be taken out of the cache between decoding steps.
-    Right padding is safe for every causal model.
-    """
-
-    left_padding: bool
-    packing: bool
-    row_removal: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +76,6 @@ def load_causal_lm(
         TeacherError: files that are missing, truncated or of another shape; no end token; an embedding that is
             smaller than the tokenizer.
     """
-    from teachers.probe import probe  # which needs Tolerance from here
-
     tokenizer = load_tokenizer(path, name=name, revision=revision)
     if chat_template is not None:
         tokenizer.chat_template = chat_template

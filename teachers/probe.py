@@ -7,15 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from teachers.caching import eval_mode, select_rows
-from teachers.causal_lm import Tolerance
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What an architecture computes right, found by comparing with single rows at load.
+
+    left_padding: rows padded on the left give the same logits, so prompts of different lengths may decode together.
+    packing: rows laid end to end with their own positions do not see each other.
+    row_removal: rows may be taken out of the cache between decoding steps.
+    Right padding is safe for every causal model.
+    """
+
+    left_padding: bool
+    packing: bool
+    row_removal: bool
+
 
 # Logits (t, V) of a stretch of one row: the row, the place of its first token, the logits.
 Piece: TypeAlias = "tuple[int, int, Tensor]"

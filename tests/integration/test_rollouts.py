@@ -16,8 +16,8 @@ from pipeline.errors import DataError, RunError
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.types import Prompt, Rollout
-from teachers.causal_lm import CausalLM, Tolerance
-from teachers.probe import probe
+from teachers.causal_lm import CausalLM
+from teachers.probe import Tolerance, probe
 from teachers.types import RawText
 from tests.models import ARCHITECTURES, CONTEXT, Architecture, tiny_model, tiny_tokenizer
 

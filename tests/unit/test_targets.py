@@ -79,7 +79,9 @@ def test_rows_without_an_answer_do_not_thin_out_the_others() -> None:
     silent = Row(make_row("silent", 2, 5).rollout)
     batch = batch_of([make_row("x", 2, 2)])
     rows = [make_row("x", 2, 2), silent]
-    together = build_batch(group_rows(rows, 100)[0], normaliser(rows, "trajectory"), ("a",), temperature=1.0, device=CPU)
+    together = build_batch(
+        group_rows(rows, 100)[0], normaliser(rows, "trajectory"), ("a",), temperature=1.0, device=CPU
+    )
     assert together.targets[0].weights.tolist() == batch.targets[0].weights.tolist()
 
 
