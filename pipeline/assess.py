@@ -100,9 +100,7 @@ def divergence_left(job: Job, parts: Parts, loop: Loop, step: int) -> dict[str, 
             sums = Sums()
             for group in group_rows(rows, loop.training.tokens_per_forward):
                 norm = normaliser(rows, loop.average)
-                batch = build_batch(
-                    group, norm, loop.domains, temperature=loop.temperature, device=parts.student.device
-                )
+                batch = build_batch(group, norm, temperature=loop.temperature, device=parts.student.device)
                 collect(sums, batch, parts.student(batch))
             left[domain] = divergence_by(sums, "teacher")
         write_json(path, left)

@@ -134,7 +134,6 @@ def build_loop(job: Job, parts: Parts) -> Loop:
         reference=objective.reference if objective else 0.0,
         temperature=recipe.rollout.temperature if objective else 1.0,
         stop=recipe.rollout.stop,
-        domains=tuple(sorted(parts.prompts.held_out)),
         folder=job.folder,
         display=job.display,
     )

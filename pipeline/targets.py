@@ -97,10 +97,9 @@ def group_rows(rows: Sequence[Row], tokens_per_forward: int) -> list[list[Row]]:
     return groups
 
 
-def build_batch(
-    rows: Sequence[Row], norm: Normaliser, domains: tuple[str, ...], *, temperature: float, device: torch.device
-) -> TrainingBatch:
+def build_batch(rows: Sequence[Row], norm: Normaliser, *, temperature: float, device: torch.device) -> TrainingBatch:
     """Lays `rows` end to end. Without rows the batch is empty, and its loss zero but attached to the graph."""
+    domains = tuple(sorted({row.rollout.prompt.domain for row in rows}))
     layout = _lay_out(rows, domains)
     weights = torch.tensor([norm.weight(row) for row in rows for _ in range(row.scored)], dtype=torch.float32)
     supervised = torch.tensor([row.supervised for row in rows for _ in range(row.scored)], dtype=torch.float32)

@@ -59,7 +59,6 @@ class Loop:
     reference: float
     temperature: float
     stop: tuple[str, ...]
-    domains: tuple[str, ...]
     folder: Path
     display: Display
 
@@ -192,7 +191,7 @@ def cut_into_batches(loop: Loop, rows: Sequence[Row]) -> list[TrainingBatch]:
     most = max(1, *loop.world.gather(len(groups)))
     groups += [[] for _ in range(most - len(groups))]
     device = loop.accelerator.device
-    return [build_batch(group, norm, loop.domains, temperature=loop.temperature, device=device) for group in groups]
+    return [build_batch(group, norm, temperature=loop.temperature, device=device) for group in groups]
 
 
 def save_state(loop: Loop, state: State) -> None:
@@ -239,8 +238,8 @@ def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence
 
 
 def _shown(loop: Loop, rollouts: Sequence[Rollout], step: int) -> dict[str, Any]:
-    turns = loop.domains[step % len(loop.domains) :] + loop.domains[: step % len(loop.domains)]
-    rollout = min(rollouts, key=lambda rollout: turns.index(rollout.prompt.domain))
+    domains = sorted({rollout.prompt.domain for rollout in rollouts})
+    rollout = next(rollout for rollout in rollouts if rollout.prompt.domain == domains[step % len(domains)])
     decode = loop.student.lm.tokenizer.decode
     return {
         "domain": rollout.prompt.domain,

@@ -255,6 +255,18 @@ def test_prompts_from_a_file_of_conversations(tmp_path: Path) -> None:
     assert {line["domain"] for line in read_lines(folder / "samples.jsonl")} == {"sorting"}
 
 
+def test_a_domain_that_has_no_held_out_prompt_trains_all_the_same(tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {n}", "answer": "x", "domain": "rare" if n == 0 else "sorting"} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = distill_settings(tmp_path)
+    columns = {"prompt": "prompt", "answer": "answer", "domain": "domain"}
+    source = {"kind": "dataset", "path": str(tmp_path / "rows.jsonl"), "columns": columns}
+    settings["data"] = {"held_out": 1, "sources": {"sorting": source}}
+    settings = changed(settings, {"routing": {"default": "sorting"}, "training.prompts_per_step": 11})
+    folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+    assert "rare" in metrics(folder)[0]["kl"]["domain"]
+
+
 def test_data_that_changed_are_not_trained_on_silently(tmp_path: Path) -> None:
     rows = [{"question": f"{n} + {n}", "answer": str(2 * n)} for n in range(30)]
     file = tmp_path / "sums.jsonl"

@@ -12,8 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pipeline.cli import app, machine_problem, set_environment
 from pipeline.errors import DataError, RecipeError

@@ -31,7 +31,7 @@ def make_row(name: str, prompt: int, answer: int, *, hidden_from: int = 0, teach
 
 
 def batch_of(rows: list[Row], average: str = "trajectory"):  # type: ignore[no-untyped-def]
-    return build_batch(rows, normaliser(rows, average), ("a",), temperature=1.0, device=CPU)  # type: ignore[arg-type]
+    return build_batch(rows, normaliser(rows, average), temperature=1.0, device=CPU)  # type: ignore[arg-type]
 
 
 def test_each_label_follows_its_predictor() -> None:
@@ -79,16 +79,14 @@ def test_rows_without_an_answer_do_not_thin_out_the_others() -> None:
     silent = Row(make_row("silent", 2, 5).rollout)
     batch = batch_of([make_row("x", 2, 2)])
     rows = [make_row("x", 2, 2), silent]
-    together = build_batch(
-        group_rows(rows, 100)[0], normaliser(rows, "trajectory"), ("a",), temperature=1.0, device=CPU
-    )
+    together = build_batch(group_rows(rows, 100)[0], normaliser(rows, "trajectory"), temperature=1.0, device=CPU)
     assert together.targets[0].weights.tolist() == batch.targets[0].weights.tolist()
 
 
 def test_references_are_averaged_apart_from_rollouts() -> None:
     reference = Row(make_row("r", 2, 4).rollout, supervised=0.5)
     rows = [make_row("x", 2, 2), reference]
-    batch = build_batch(rows, normaliser(rows, "trajectory"), ("a",), temperature=1.0, device=CPU)
+    batch = build_batch(rows, normaliser(rows, "trajectory"), temperature=1.0, device=CPU)
     assert batch.targets[0].weights.sum().item() == pytest.approx(1.0)
     assert batch.nll_weights.sum().item() == pytest.approx(0.5)
     assert batch.nll_weights[:2].tolist() == [0.0, 0.0]
@@ -110,7 +108,7 @@ def test_cutting_into_forwards_keeps_every_weight() -> None:
         )
         for group in groups:
             assert len(group) == 1 or max(row.length for row in group) * len(group) <= limit
-            for target in build_batch(group, norm, ("a",), temperature=1.0, device=CPU).targets:
+            for target in build_batch(group, norm, temperature=1.0, device=CPU).targets:
                 assert isinstance(target.signal, FullVocab)
                 for state, weight in zip(target.signal.hidden[:, 0].tolist(), target.weights.tolist(), strict=True):
                     weights[target.teacher, state] = weights.get((target.teacher, state), 0.0) + weight
@@ -120,7 +118,7 @@ def test_cutting_into_forwards_keeps_every_weight() -> None:
 
 
 def test_an_empty_batch_has_nothing_in_it() -> None:
-    batch = build_batch([], normaliser([], "token"), ("a",), temperature=1.0, device=CPU)
+    batch = build_batch([], normaliser([], "token"), temperature=1.0, device=CPU)
     assert batch.input_ids.shape == batch.labels.shape == (0,)
     assert batch.cu_seqlens.tolist() == [0]
     assert batch.targets == ()
