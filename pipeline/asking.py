@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from teachers.plan import Routes, plan, renormalise
-from teachers.pool import Pool
-
 from pipeline.recipe import AllTeachers, ByDomain, Mixture, RecipeBase
 from pipeline.targets import ANCHOR, Row, Score
 from pipeline.types import Divergence, Rollout
+from teachers.plan import Routes, plan, renormalise
+from teachers.pool import Pool
 from teachers.types import Answer, FullVocab, LocalTeacher, ScoreRequest, TeacherFailure, TopK
 
 
