@@ -90,7 +90,14 @@ def load_parts(job: Job) -> Parts:
         device=job.accelerator.device,
     )
     tokenizer = student.lm.tokenizer
-    require_lengths(prompts, lambda conversation: render(conversation, tokenizer), recipe.data.max_prompt_tokens)
+    written = isinstance(recipe, DistillRecipe) or recipe.answers == "teachers"
+    require_lengths(
+        prompts,
+        lambda conversation: render(conversation, tokenizer),
+        recipe.data.max_prompt_tokens,
+        context=student.lm.context,
+        new=recipe.rollout.max_new_tokens if written else 0,
+    )
     pool = build_pool(
         recipe.teachers,
         student.lm,

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.targets import ANCHOR
 from pipeline.types import Rollout, StepOutput, TrainingBatch
 
 
@@ -42,6 +43,8 @@ def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
     sums.add("logprob", output.label_logprobs)
     for target in output.targets:
         sums.add(f"kl/teacher/{target.teacher}", target.divergence)
+        if target.teacher == ANCHOR:  # not what a domain has left to learn
+            continue
         sums.add("overlap", target.overlap)
         sums.add("mass_in_support", target.mass)
         group = batch.group[target.positions]
@@ -61,7 +64,7 @@ def merge(parts: Sequence[Sums]) -> Sums:
 
 
 def divergence_by(sums: Sums, what: str) -> dict[str, float]:
-    """Mean KL per token by `what`: teacher or domain."""
+    """Mean KL per token by `what`: teacher, the anchor among them, or domain, without it."""
     prefix = f"kl/{what}/"
     return {
         name.removeprefix(prefix): sums.mean(name)

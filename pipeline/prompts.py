@@ -132,23 +132,34 @@ def require(prompt_sets: PromptSets, prompts_per_step: int) -> None:
             )
 
 
-def require_lengths(prompt_sets: PromptSets, render: Callable[[Conversation], Sequence[int]], most: int) -> None:
-    """Raises DataError where a prompt has more than `most` tokens, `render` being how the student sees it.
+def require_lengths(
+    prompt_sets: PromptSets, render: Callable[[Conversation], Sequence[int]], most: int, *, context: int, new: int
+) -> None:
+    """Raises DataError where a prompt has more than `most` tokens, or with `new` ones more than `context`.
+
+    render: how the student sees a prompt.
 
     A token is at least a byte, so only prompts of many bytes are rendered: those that with the template's own tokens,
-    as many as it puts around nothing, might pass `most`.
+    as many as it puts around nothing, might pass.
     """
     held_out = [prompt for prompts in prompt_sets.held_out.values() for prompt in prompts]
+    limit = min(most, context - new)
     everything = [*prompt_sets.train.values(), Rows(held_out.__getitem__, range(len(held_out)), _sizes(held_out))]
     for prompts in everything:
         around = len(render(_emptied(prompts[0].conversation))) + SPARE_TOKENS
-        for place in np.flatnonzero(prompts.sizes + around > most):
+        for place in np.flatnonzero(prompts.sizes + around > limit):
             prompt = prompts[int(place)]
             length = len(render(prompt.conversation))
+            begins = f"leave the prompt out; it begins {_beginning(prompt.conversation)!r}"
             if length > most:
                 raise DataError(
                     f"data.sources.{prompt.source}: a prompt has {length} tokens, data.max_prompt_tokens is {most}: "
-                    f"raise it or leave the prompt out; it begins {_beginning(prompt.conversation)!r}"
+                    f"raise it or {begins}"
+                )
+            if length > limit:
+                raise DataError(
+                    f"data.sources.{prompt.source}: a prompt has {length} tokens, and with {new} new ones passes the "
+                    f"model's context of {context}: lower rollout.max_new_tokens or {begins}"
                 )
 
 

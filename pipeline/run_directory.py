@@ -54,6 +54,8 @@ def open_run(folder: Path, recipe: RecipeBase, *, resume: bool, extend: bool) ->
     """
     found = status(folder)
     if found is None:
+        if extend:
+            raise RunError(f"{folder}: there is no run here to extend; leave --extend out, or correct output=…")
         _start(folder, recipe)
         return
     if not (resume or extend):
@@ -72,10 +74,18 @@ def open_run(folder: Path, recipe: RecipeBase, *, resume: bool, extend: bool) ->
     if extend and found == "running":
         raise RunError(f"{folder}: this run has not finished; finish it with --resume before you --extend it")
     if extend and changed:
-        shutil.rmtree(folder / "evaluations", ignore_errors=True)  # of other domains and teachers
+        _refuse_fewer_steps(folder, recipe.training.steps)
+        for name in ("evaluations", "compare"):  # of other domains and teachers, and at other numbers of tokens
+            shutil.rmtree(folder / name, ignore_errors=True)
         (folder / "data.json").unlink(missing_ok=True)
         dump_resolved(recipe, folder / "recipe.yaml")
         write_status(folder, "running")
+
+
+def _refuse_fewer_steps(folder: Path, steps: int) -> None:
+    done = checkpoints.newest_step(folder / "checkpoints")
+    if steps < done:
+        raise RunError(f"{folder}: training.steps is {steps} and this run has done {done}; extend it to more")
 
 
 def _start(folder: Path, recipe: RecipeBase) -> None:
@@ -91,7 +101,10 @@ _OURS = {"recipe.yaml", "recipe.yaml.partial", "run.json.partial", ".lock"}  # w
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    recorded: dict[str, Any] = YAML(typ="safe").load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        raise RunError(f"{path} is missing, so this run cannot go on; put it back, or set another output=…")
+    recorded: dict[str, Any] = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     return recorded
 
 
@@ -116,7 +129,10 @@ def same_data(folder: Path, fingerprint: str) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the directory for this process; the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError) as error:  # a file is there; a place where nothing can be made
+        raise RunError(f"output: {folder} cannot be made a directory ({error.strerror}); set another output=…") from error
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -167,7 +167,7 @@ def update(loop: Loop, rows: Sequence[Row], step: int) -> tuple[Sums, float, flo
     whole = merge(loop.world.gather(sums))
     if not all_finite({"loss": whole.total["loss"], "grad_norm": grad_norm}):
         raise RunError(
-            f"step {step}: the loss is {whole.total['loss']} and the gradient's norm {grad_norm}; the weights of step "
+            f"step {step}: not finite: loss {whole.total['loss']:.3g}, gradient norm {grad_norm:.3g}; the weights of step "
             f"{step - 1} were kept. Start another run with a lower training.learning_rate, or student.dtype: float32"
         )
     rate = learning_rate(step - 1, loop.training)
