@@ -132,7 +132,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError) as error:  # a file is there; a place where nothing can be made
-        raise RunError(f"output: {folder} cannot be made a directory ({error.strerror}); set another output=…") from error
+        raise RunError(f"{folder} cannot be made a directory ({error.strerror}); set another output=…") from error
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

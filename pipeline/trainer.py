@@ -167,8 +167,8 @@ def update(loop: Loop, rows: Sequence[Row], step: int) -> tuple[Sums, float, flo
     whole = merge(loop.world.gather(sums))
     if not all_finite({"loss": whole.total["loss"], "grad_norm": grad_norm}):
         raise RunError(
-            f"step {step}: not finite: loss {whole.total['loss']:.3g}, gradient norm {grad_norm:.3g}; the weights of step "
-            f"{step - 1} were kept. Start another run with a lower training.learning_rate, or student.dtype: float32"
+            f"step {step}: not finite: loss {whole.total['loss']:.3g}, gradient norm {grad_norm:.3g}; the weights of "
+            f"step {step - 1} were kept. Start another run with a lower training.learning_rate, or in float32"
         )
     rate = learning_rate(step - 1, loop.training)
     set_learning_rate(loop.optimizer, rate)

@@ -370,9 +370,11 @@ def test_require_lengths(tmp_path: Path) -> None:
     for held_out in (1, 19):  # the long one is trained on, or held out
         sets = load(tmp_path, held_out=held_out, a={"kind": "dataset", "path": "a.jsonl"})
         rendered.clear()
-        require_lengths(sets, render, 501)
+        require_lengths(sets, render, 501, context=521, new=20)
         assert sorted(rendered) == ["", "", "long " * 100]
         with pytest.raises(
             DataError, match=r"data\.sources\.a: a prompt has 501 tokens.*max_prompt_tokens is 500.*'long"
         ):
-            require_lengths(sets, render, 500)
+            require_lengths(sets, render, 500, context=521, new=20)
+        with pytest.raises(DataError, match=r"501 tokens, and with 21 new ones passes the model's context of 521"):
+            require_lengths(sets, render, 501, context=521, new=21)
