@@ -45,6 +45,7 @@ def test_an_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", distill_settings(tmp_path))
     (tmp_path / "file").touch()
     assert "output=" in fails(recipe, f"output={tmp_path / 'file' / 'run'}")
+    assert "output=" in fails(recipe, f"output={tmp_path / 'file'}")
 
 
 def test_interrupting_keeps_what_was_earned(tmp_path: Path) -> None:

@@ -113,6 +113,15 @@ def test_anchor_and_reference_pull_beside_the_teachers(tmp_path: Path) -> None:
     assert lines[0]["nll"] > 0
 
 
+def test_the_anchor_is_not_a_domains_kl(tmp_path: Path) -> None:
+    """At the first step the student is its own anchor, whose KL of zero must not halve what the teachers measure."""
+    path = write_recipe(tmp_path / "recipe.yaml", distill_settings(tmp_path))
+    plain = metrics(run_here(path))[0]
+    anchored = metrics(run_here(path, "objective.anchor=0.5", f"output={tmp_path / 'anchored'}"))[0]
+    assert anchored["kl"]["domain"] == plain["kl"]["domain"]
+    assert anchored.get("overlap") == plain.get("overlap")
+
+
 def test_supervised_runs_learn_the_references(tmp_path: Path) -> None:
     settings = changed(sft_settings(tmp_path), {"training.steps": 20, "training.prompts_per_step": 8})
     lines = metrics(run_here(write_recipe(tmp_path / "recipe.yaml", settings)))
@@ -148,6 +157,22 @@ def test_the_baselines_stand_beside_the_student(tmp_path: Path) -> None:
     models = {"base", "specialist", "parameter_average", "sft_on_teacher_samples", "student"}
     assert {domain: set(scores) for domain, scores in result["domains"].items()} == dict.fromkeys(DOMAINS, models)
     assert set(result["kl"]) == set(DOMAINS)
+    run_here(tmp_path / "recipe.yaml", "training.steps=9", extend=True)
+    baseline = folder / "compare" / "sft_on_teacher_samples"
+    assert len(metrics(baseline)) > 3  # as many tokens as the longer run, not as many as before
+
+
+def test_only_a_run_that_is_there_is_extended_and_only_to_more_steps(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", distill_settings(tmp_path))
+    with pytest.raises(RunError, match="no run here to extend"):
+        run_here(path, extend=True)
+    folder = run_here(path)
+    with pytest.raises(RunError, match=r"training\.steps is 2 and this run has done 3"):
+        run_here(path, "training.steps=2", extend=True)
+    assert len(json.loads((folder / "evaluation.json").read_text())["domains"]) == len(DOMAINS)
+    (folder / "recipe.yaml").unlink()
+    with pytest.raises(RunError, match=r"recipe\.yaml is missing"):
+        run_here(path, resume=True)
 
 
 def test_a_run_is_not_started_over(tmp_path: Path) -> None:
