@@ -140,11 +140,13 @@ def check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) 
         return
     with tempfile.TemporaryDirectory() as scratch:
         accelerator = make_accelerator(loaded.recipe)
-        job = Job(loaded, Path(scratch), made, accelerator, world_of(accelerator), display)
+        world = world_of(accelerator)
+        job = Job(loaded, Path(world.gather(scratch)[0]), made, accelerator, world, display)
         parts = load_parts(job)
         _describe_parts(parts, display)
         if step:
             _try_step(job, parts)
+        world.wait()  # the main process's folder is everybody's
 
 
 def _describe(loaded: LoadedRecipe, display: Display) -> None:
@@ -180,6 +182,8 @@ def _try_step(job: Job, parts: Parts) -> None:
     start = time.perf_counter()
     advance(loop, State(0, MixState()))
     seconds = time.perf_counter() - start
+    if not job.world.is_main:
+        return
     phases = next(iter(read_lines(job.folder / "timings.jsonl")))["seconds"]
     job.display.table("one step", ["phase", "seconds"], [[name, value] for name, value in phases.items()])
     steps = job.recipe.training.steps

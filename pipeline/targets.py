@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.types import Divergence, Rollout, Target, TrainingBatch
-from teachers.types import FullVocab, Signal, TopK
+from teachers.types import FullVocab, TopK
 
 ANCHOR = "initial-student"
 
@@ -213,8 +213,3 @@ def _signal_to(signal: FullVocab | TopK, device: torch.device) -> FullVocab | To
     if isinstance(signal, FullVocab):
         return replace(signal, hidden=signal.hidden.to(device), valid=signal.valid.to(device))
     return TopK(*(getattr(signal, name).to(device) for name in _TOP_K_FIELDS))
-
-
-def is_distribution(signal: Signal) -> bool:
-    """Whether a signal is something a divergence can be taken from."""
-    return isinstance(signal, FullVocab | TopK)

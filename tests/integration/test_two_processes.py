@@ -25,12 +25,12 @@ def free_port() -> int:
         return port
 
 
-def torchrun(recipe: Path, *arguments: str) -> None:
-    """`tutelage run` in two processes on this machine's loopback."""
+def torchrun(recipe: Path, *arguments: str, what: str = "run") -> None:
+    """`tutelage run`, or what else it can do, in two processes on this machine's loopback."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
         *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
-        *("-m", "pipeline.cli", "run", str(recipe), *arguments),
+        *("-m", "pipeline.cli", what, str(recipe), *arguments),
     ]
     result = subprocess.run(
         command, env=environment() | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=240
@@ -81,3 +81,11 @@ def test_two_processes_write_their_own_rollouts(tmp_path: Path) -> None:
     lines = list(read_lines(tmp_path / "run" / "metrics.jsonl"))
     assert [line["rows"] for line in lines] == [7, 7, 7]
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.timeout(400)
+def test_two_processes_try_a_step(tmp_path: Path) -> None:
+    """A new student is made once, by the main process, in a folder that both find."""
+    new = {"architecture": "qwen3", "hidden_size": 32, "layers": 2, "heads": 2, "context": 128}
+    recipe = write_recipe(tmp_path / "recipe.yaml", changed(settings_for(tmp_path), {"student.model": new}))
+    torchrun(recipe, "--step", what="check")
