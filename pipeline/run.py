@@ -76,6 +76,8 @@ def _finish(job: Job) -> None:
     """Evaluates, trains, evaluates again, compares, exports. What is on disk already is not done again."""
     parts = load_parts(job)
     loop = build_loop(job, parts)
+    if job.world.is_main:
+        write_status(job.folder, "running")
     scores = assess.before(job, parts)
     state = _restored(job, loop)
     job.display.phase(f"training to step {job.recipe.training.steps}")

@@ -35,13 +35,13 @@ from pipeline.files import cut_back, read_json, write_json
 from pipeline.recipe import RecipeBase
 from pipeline.recipe_file import changed_keys, dump_resolved
 
-Status = Literal["running", "finished"]
+Status = Literal["starting", "running", "finished"]  # starting: nothing was done with the recorded recipe yet
 LINE_FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 EXTENDABLE = ("training.steps", "teachers.", "data.sources.", "routing", "prepare.", "evaluation.")
 
 
 def status(folder: Path) -> Status | None:
-    """running, finished, or None where there is no run."""
+    """starting, running, finished, or None where there is no run."""
     path = folder / "run.json"
     return json.loads(path.read_text())["status"] if path.exists() else None
 
@@ -50,7 +50,8 @@ def open_run(folder: Path, recipe: RecipeBase, *, resume: bool, extend: bool) ->
     """Makes the directory, or makes sure that an existing one may go on with this recipe.
 
     Raises RunError: the directory is there and neither resume nor extend was asked for; it is something else than a
-    run; the recipe has changed (by the name of each key); it cannot be written.
+    run; the recipe has changed (by the name of each key); it cannot be written. A recipe that did not get as far as
+    its first evaluation may still be corrected: a run of which nothing but the recipe is there in every key.
     """
     found = status(folder)
     if found is None:
@@ -64,22 +65,25 @@ def open_run(folder: Path, recipe: RecipeBase, *, resume: bool, extend: bool) ->
             "or set another output=…"
         )
     changed = changed_keys(_recorded(folder), recipe.model_dump(mode="json"))
-    allowed = EXTENDABLE if extend else ()
-    refused = [key for key in changed if not key.startswith(allowed)] if allowed else changed
+    begun = checkpoints.newest_step(folder / "checkpoints") > 0
+    correcting = found == "starting"
+    if extend and not (found == "finished" or (correcting and begun)):
+        raise RunError(f"{folder}: this run has not finished; finish it with --resume before you --extend it")
+    allowed = (EXTENDABLE if begun else ("",)) if extend or correcting else ()
+    refused = [key for key in changed if not key.startswith(allowed)]
     if refused:
         raise RunError(
             f"{folder}: the recipe has changed since this run started: {', '.join(refused)}; "
             "put the old values back, or start another run with output=…"
         )
-    if extend and found == "running":
-        raise RunError(f"{folder}: this run has not finished; finish it with --resume before you --extend it")
-    if extend and changed:
+    if changed:
         _refuse_fewer_steps(folder, recipe.training.steps)
-        for name in ("evaluations", "compare"):  # of other domains and teachers, and at other numbers of tokens
+        write_status(folder, "starting")
+        # They are of other domains and teachers, at other numbers of tokens; a student that was trained stays.
+        for name in ("evaluations", "compare") if begun else ("evaluations", "compare", "initial"):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / "data.json").unlink(missing_ok=True)
         dump_resolved(recipe, folder / "recipe.yaml")
-        write_status(folder, "running")
 
 
 def _refuse_fewer_steps(folder: Path, steps: int) -> None:
@@ -94,7 +98,7 @@ def _start(folder: Path, recipe: RecipeBase) -> None:
         raise RunError(f"{folder}: holds {strangers[0]}, which is not a run's; choose an empty directory with output=…")
     folder.mkdir(parents=True, exist_ok=True)
     dump_resolved(recipe, folder / "recipe.yaml")
-    write_status(folder, "running")
+    write_status(folder, "starting")
 
 
 _OURS = {"recipe.yaml", "recipe.yaml.partial", "run.json.partial", ".lock"}  # what a kill can leave before run.json

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.errors import DataError, ModelError, RunError
 from pipeline.files import read_lines
 from pipeline.run_directory import write_status
+from teachers.errors import TeacherError
 from tests.models import ARCHITECTURES, Architecture, save_adapter, save_tiny
 from tests.runs import DOMAINS, changed, distill_settings, run_here, sft_settings, write_recipe
 
@@ -206,6 +207,24 @@ def test_a_domain_with_its_teacher_is_added_to_a_finished_run(tmp_path: Path) ->
     assert "boolean" in metrics(folder)[-1]["kl"]["domain"]
 
 
+def test_a_mistake_in_an_extension_can_be_corrected(tmp_path: Path) -> None:
+    settings = distill_settings(tmp_path)
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    folder = run_here(path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    settings["teachers"]["more"] = {**settings["teachers"]["sorting"], "model": str(empty)}
+    write_recipe(path, changed(settings, {"training.steps": 4}))
+    with pytest.raises(TeacherError, match=r"teachers\.more"):
+        run_here(path, extend=True)
+    with pytest.raises(RunError, match=r"training\.learning_rate"):
+        run_here(path, "training.learning_rate=1e-4", extend=True)
+    settings["teachers"]["more"] = settings["teachers"]["sorting"]
+    write_recipe(path, changed(settings, {"training.steps": 4}))
+    run_here(path, extend=True)
+    assert len(metrics(folder)) == 4
+
+
 def test_too_few_prompts_for_a_step_are_said_before_training(tmp_path: Path) -> None:
     settings = changed(distill_settings(tmp_path), {"training.prompts_per_step": 600})
     with pytest.raises(DataError, match="prompts_per_step"):
@@ -214,9 +233,11 @@ def test_too_few_prompts_for_a_step_are_said_before_training(tmp_path: Path) -> 
 
 def test_a_prompt_longer_than_the_context_is_said(tmp_path: Path) -> None:
     settings = changed(distill_settings(tmp_path), {"rollout.max_new_tokens": 200})
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
     with pytest.raises(DataError, match="max_new_tokens") as caught:
-        run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+        run_here(path)
     assert "\n" not in str(caught.value)
+    assert len(metrics(run_here(path, "rollout.max_new_tokens=6", resume=True))) == 3  # nothing was done: correct it
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
