@@ -37,6 +37,12 @@ from pipeline.recipe_file import changed_keys, dump_resolved
 
 Status = Literal["starting", "running", "finished"]  # starting: nothing was done with the recorded recipe yet
 LINE_FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
+# What an unfinished run may change, so that one that ran out of memory can go on: how the work is cut, not what is
+# learned. The sums are then taken in another order, so the last bits may differ from those of an unchanged run.
+ADJUSTABLE = (
+    *("training.tokens_per_forward", "rollout.rows", "objective.chunk_megabytes"),
+    *("training.checkpoint_every", "training.keep_checkpoints", "threads"),
+)
 EXTENDABLE = ("training.steps", "teachers.", "data.sources.", "routing", "prepare.", "evaluation.")
 
 
@@ -51,7 +57,8 @@ def open_run(folder: Path, recipe: RecipeBase, *, resume: bool, extend: bool) ->
 
     Raises RunError: the directory is there and neither resume nor extend was asked for; it is something else than a
     run; the recipe has changed (by the name of each key); it cannot be written. A recipe that did not get as far as
-    its first evaluation may still be corrected: a run of which nothing but the recipe is there in every key.
+    its first evaluation may still be corrected: a run of which nothing but the recipe is there in every key. How the
+    work is cut into pieces (ADJUSTABLE) may change at every resumption.
     """
     found = status(folder)
     if found is None:
@@ -69,14 +76,16 @@ def open_run(folder: Path, recipe: RecipeBase, *, resume: bool, extend: bool) ->
     correcting = found == "starting"
     if extend and not (found == "finished" or (correcting and begun)):
         raise RunError(f"{folder}: this run has not finished; finish it with --resume before you --extend it")
-    allowed = (EXTENDABLE if begun else ("",)) if extend or correcting else ()
+    allowed = (EXTENDABLE if begun else ("",)) if extend or correcting else ADJUSTABLE
     refused = [key for key in changed if not key.startswith(allowed)]
     if refused:
         raise RunError(
             f"{folder}: the recipe has changed since this run started: {', '.join(refused)}; "
             "put the old values back, or start another run with output=…"
         )
-    if changed:
+    if changed and all(key.startswith(ADJUSTABLE) for key in changed):
+        dump_resolved(recipe, folder / "recipe.yaml")
+    elif changed:
         _refuse_fewer_steps(folder, recipe.training.steps)
         write_status(folder, "starting")
         # They are of other domains and teachers, at other numbers of tokens; a student that was trained stays.

@@ -187,6 +187,17 @@ def test_a_run_is_not_started_over(tmp_path: Path) -> None:
         run_here(path, "training.learning_rate=1e-4", extend=True)
 
 
+def test_a_run_that_ran_out_of_memory_goes_on_in_smaller_pieces(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", distill_settings(tmp_path))
+    folder = run_here(path)
+    expected = metrics(folder)[-1]["loss"]
+    shutil.rmtree(folder / "checkpoints" / "step-000003")
+    write_status(folder, "running")
+    run_here(path, "training.tokens_per_forward=50", "rollout.rows=2", "objective.chunk_megabytes=1", resume=True)
+    assert metrics(folder)[-1]["loss"] == pytest.approx(expected, rel=1e-4)
+    assert "tokens_per_forward: 50" in (folder / "recipe.yaml").read_text()
+
+
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe.yaml", distill_settings(tmp_path))
     (tmp_path / "run").mkdir()
