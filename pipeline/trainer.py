@@ -108,13 +108,18 @@ def advance(loop: Loop, state: State) -> State:
     with clock.phase("teachers"):
         asked = ask(loop.asking, mine, step) if loop.asking else _supervised(mine)
         rows = [*asked.rows, *_references(loop, mine)]
+    failures = _merge_failures(loop.world.gather(asked.failures))
+    if not any(loop.world.gather(any(row.taught for row in rows))):
+        raise RunError(
+            f"step {step}: no row was taught ({failures or 'every answer is empty'}); see what the teachers need"
+        )
     with clock.phase("update"):
         sums, grad_norm, rate = update(loop, rows, step)
     line = {
         "step": step,
         **describe(sums),
         **describe_rollouts(rollouts, score_rollouts(loop, rollouts)),
-        "failures": _merge_failures(loop.world.gather(asked.failures)),
+        "failures": failures,
         "grad_norm": grad_norm,
         "learning_rate": rate,
     }
@@ -231,6 +236,8 @@ def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence
     """The step in metrics and timings, and one of its rollouts in samples, the domains taking turns."""
     step = line["step"]
     timings = {"step": step, "processes": loop.world.size, "seconds": clock.seconds, "peak_bytes": peak_bytes()}
+    if line["failures"]:
+        loop.display.warn(f"step {step}: teachers failed: {line['failures']}")
     append_line(loop.folder / "metrics.jsonl", line)
     append_line(loop.folder / "timings.jsonl", timings)
     append_line(loop.folder / "samples.jsonl", {"step": step, **_shown(loop, rollouts, step)})

@@ -16,7 +16,7 @@ from pipeline.errors import DataError, ModelError, RunError
 from pipeline.files import read_lines
 from pipeline.run_directory import write_status
 from teachers.errors import TeacherError
-from tests.models import ARCHITECTURES, Architecture, save_adapter, save_tiny
+from tests.models import ARCHITECTURES, CONTEXT, Architecture, save_adapter, save_tiny
 from tests.runs import DOMAINS, changed, distill_settings, run_here, sft_settings, write_recipe
 
 OBJECTIVES: dict[str, Any] = {
@@ -322,6 +322,14 @@ def test_a_domain_that_has_no_held_out_prompt_trains_all_the_same(tmp_path: Path
     settings = changed(settings, {"routing": {"default": "sorting"}, "training.prompts_per_step": 11})
     folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
     assert "rare" in metrics(folder)[0]["kl"]["domain"]
+
+
+def test_a_step_that_nobody_taught_stops_the_run(tmp_path: Path) -> None:
+    settings = distill_settings(tmp_path)
+    for teacher in settings["teachers"].values():
+        teacher["system"] = "x" * CONTEXT  # only what it scores grows past its context, not what it writes
+    with pytest.raises(RunError, match=r"no row was taught.*too_long"):
+        run_here(write_recipe(tmp_path / "recipe.yaml", settings))
 
 
 def test_data_that_changed_are_not_trained_on_silently(tmp_path: Path) -> None:
