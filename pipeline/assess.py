@@ -11,7 +11,7 @@ import torch
 from pipeline.asking import ask, routes_of
 from pipeline.comparisons import average
 from pipeline.evaluate import BASE, SPECIALIST, STUDENT, Evaluation, Score, evaluate_model, evaluation_json, table
-from pipeline.files import append_line, read_json, write_json
+from pipeline.files import append_line, read_json, read_lines, write_json
 from pipeline.job import Job, Parts
 from pipeline.metrics import Sums, collect, divergence_by
 from pipeline.recipe import DistillRecipe
@@ -78,13 +78,6 @@ def main_teachers(job: Job, parts: Parts) -> dict[str, list[str]]:
     return teachers
 
 
-def mean_teacher_length(job: Job, parts: Parts) -> float:
-    """Completion tokens of a specialist's answer, averaged over domains."""
-    kept = [read(job.folder, f"teacher-{teacher}") for teacher in main_teachers(job, parts)]
-    lengths = [score.length for scores in kept for score in scores.values()]
-    return sum(lengths) / len(lengths)
-
-
 @torch.no_grad()
 def divergence_left(job: Job, parts: Parts, loop: Loop, step: int) -> dict[str, dict[str, float]]:
     """domain -> teacher -> KL in nats per token, on answers that the student samples to held-out prompts."""
@@ -111,7 +104,7 @@ def divergence_left(job: Job, parts: Parts, loop: Loop, step: int) -> dict[str, 
 
 def conclude(job: Job, scores: Mapping[str, Scores], left: Mapping[str, Mapping[str, float]]) -> None:
     """evaluation.json, and the table that a person sees."""
-    result = evaluation_json(scores, left)
+    result = evaluation_json(scores, left) | {"tokens_trained": _tokens_trained(job.folder)}
     write_json(job.folder / "evaluation.json", result)
     columns, rows = table(scores)
     job.display.table("held-out scores", columns, rows)
@@ -120,6 +113,12 @@ def conclude(job: Job, scores: Mapping[str, Scores], left: Mapping[str, Mapping[
         job.display.note(
             f"the student has {share['value']:.3f} of the specialists' mean [{share['low']:.3f}, {share['high']:.3f}]"
         )
+
+
+def _tokens_trained(folder: Path) -> dict[str, int]:
+    """Completion tokens that the student, and each baseline that was trained, had in training."""
+    runs = {STUDENT: folder, **{path.name: path for path in sorted((folder / "compare").glob("*"))}}
+    return {name: sum(line["tokens"] for line in read_lines(run / "metrics.jsonl")) for name, run in runs.items()}
 
 
 # ---- one model, kept ----

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pipeline.display import Display
     from pipeline.recipe_file import LoadedRecipe
 
+# Two threads that wait for each other by spinning take each other's core where anything else runs: measured on two
+# cores with one other busy process, 0.31 s a step instead of 0.49, and the same where nothing else runs.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 INTERRUPTED = 130  # what shells report for Ctrl-C
 BAD_CALL = 2
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
+from math import ceil
 
 import torch
 from peft import PeftModel
@@ -16,19 +18,34 @@ from teachers.causal_lm import CausalLM
 from teachers.pool import Pool
 from teachers.switching import current_adapter
 
-SHARED = ("seed", "threads", "prepare", "student", "data", "rollout", "teachers", "routing", "evaluation")
+SHARED = ("seed", "threads", "prepare", "student", "rollout", "teachers", "routing", "evaluation")
 
 
-def sft_recipe(recipe: DistillRecipe, tokens: int, mean_length: float) -> SftRecipe:
-    """The same student, data, prompts and optimizer, trained on answers that the teachers write.
+def sft_recipe(recipe: DistillRecipe, tokens: int, drawn: Mapping[str, int]) -> SftRecipe:
+    """The same student, prompts and optimizer, trained on as many tokens of answers that the teachers write.
 
-    tokens: completion tokens the student was trained on. mean_length: tokens of a teacher's answer; the number of
-    steps is chosen so that both are trained on about as many tokens.
+    tokens: completion tokens the student was trained on; the baseline ends with the step that reaches them.
+    drawn: prompts that the student had of each source, which become the baseline's shares.
     """
-    per_step = recipe.training.prompts_per_step * recipe.rollout.samples_per_prompt * mean_length
-    training = recipe.training.model_copy(update={"steps": max(1, round(tokens / per_step))})
+    per_step = recipe.training.prompts_per_step * recipe.rollout.samples_per_prompt
+    # Each answer has a token at least, so the limit in tokens comes first.
+    training = recipe.training.model_copy(update={"steps": ceil(tokens / per_step)})
+    sources = {
+        name: source.model_copy(update={"weight": float(drawn[name])})
+        for name, source in recipe.data.sources.items()
+        if drawn.get(name)
+    }
+    data = recipe.data.model_copy(update={"sources": sources, "mixing": "fixed"})
     shared = {name: getattr(recipe, name) for name in SHARED}
-    return SftRecipe(method="sft", answers="teachers", training=training, **shared)
+    return SftRecipe(
+        method="sft",
+        answers="teachers",
+        average=recipe.objective.average,
+        tokens=tokens,
+        data=data,
+        training=training,
+        **shared,
+    )
 
 
 @torch.no_grad()

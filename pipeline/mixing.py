@@ -53,6 +53,11 @@ class MixState:
             for name, p in self.places.items()
         }
 
+    @property
+    def drawn(self) -> dict[str, int]:
+        """Prompts that each source has given so far."""
+        return {name: place.cursor - len(place.deferred) for name, place in self.places.items()}
+
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> MixState:
         return MixState(

@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 EPS = 1e-8
 
 
-def learning_rate(step: int, training: Training) -> float:
+def learning_rate(step: int, training: Training, spent: float = 0.0) -> float:
     """The rate of the update that follows `step` finished ones: a linear warm-up, then the schedule down to zero.
 
     The first update already moves (rate / warmup_steps), and the last one still does: zero lies at `training.steps`.
+    spent: the share of a limit in tokens that is used up, where a run has one; the schedule follows what ends first.
     """
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
     if training.schedule == "constant":
         return training.learning_rate
-    done = min(1.0, (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps))
+    done = min(1.0, max(spent, (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)))
     left = 1 - done if training.schedule == "linear" else (1 + cos(pi * done)) / 2
     return training.learning_rate * left
 

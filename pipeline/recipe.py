@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo,
 
 from pipeline.recipe_checks import disagreements
 from pipeline.types import Divergence
-from teachers.config import MAX_TEACHERS, Dtype, Section, TeacherConfig
+from teachers.config import MAX_TEACHERS, Budget, Dtype, Price, Section, TeacherConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -180,12 +180,29 @@ class AllTeachers(Section):
     kind: Literal["all"]
 
 
+class Cascade(Section):
+    """The cheapest teacher is asked first, and the next one only where it fails, is unsure or disagrees.
+
+    The last one that answers teaches alone.
+    """
+
+    kind: Literal["cascade"]
+    order: TextList = Field(description="teachers, the cheapest first")
+    unsure: tuple[Fraction, Fraction] = Field((0.25, 0.75), description="scores between these are unsure")
+    disagreement: float | None = Field(
+        None,
+        gt=0,
+        description="nats per token of surprise at the student's answer, from which to go on",
+    )
+    checker: bool = Field(True, description="go on where the score and the prompt's checker contradict each other")
+
+
 def _routing(value: Any) -> Any:
     """`routing: all` is short for `routing: {kind: all}`, and a table alone is by domain."""
     return {"kind": "domain", **value} if isinstance(value, dict) else _named(value)
 
 
-Routing = Annotated[ByDomain | Mixture | AllTeachers, Field(discriminator="kind"), BeforeValidator(_routing)]
+Routing = Annotated[ByDomain | Mixture | AllTeachers | Cascade, Field(discriminator="kind"), BeforeValidator(_routing)]
 
 
 # ---- the loss ----
@@ -262,17 +279,89 @@ DivergenceChoice = Annotated[
 ]
 
 
-class Objective(Section):
-    divergence: DivergenceChoice = ReverseKL()
-    average: Literal["trajectory", "token"] = Field(
-        "trajectory", description="token lets long answers dominate; trajectory gives each answer the same weight"
+Average = Annotated[
+    Literal["trajectory", "token"],
+    Field(description="token lets long answers dominate; trajectory gives each answer the same weight"),
+]
+
+
+TopKChoice = Annotated[
+    Annotated[TopKRenormalised, Tag("TopKRenormalised")] | Annotated[TopKWithTail, Tag("TopKWithTail")],
+    Discriminator(_divergence_tag),
+    BeforeValidator(_named),
+]
+
+
+class SampledToken(Section):
+    """Policy gradient on the log-probability of the token that the student sampled."""
+
+    ratio_low: float = Field(0.0, ge=0)
+    ratio_high: float = Field(2.0, gt=1)
+    advantage_clip: float = Field(5.0, gt=0)
+
+
+class Grades(Section):
+    """A teacher's score of an answer, less a baseline, as the advantage of all its tokens."""
+
+    weight: float = Field(1.0, ge=0)
+    baseline: Literal["group", "running"] = Field(
+        "group", description="the mean of the prompt's other samples; or the running mean of the domain"
     )
+    ratio_low: float = Field(0.0, ge=0)
+    ratio_high: float = Field(2.0, gt=1)
+
+
+class Rewrites(Section):
+    """A teacher's correction as a further supervised row, from where it begins to differ."""
+
+    weight: float = Field(1.0, ge=0)
+    least_kept: Fraction = Field(0.0, description="of the student's text; a rewrite that keeps less is left out")
+
+
+class Objective(Section):
+    """What each kind of answer trains: distributions, top-k, sampled tokens, grades, rewrites."""
+
+    divergence: DivergenceChoice = ReverseKL()
+    top_k: TopKChoice = Field(
+        TopKWithTail(kind="top_k_reverse_kl", tail=True),
+        description="for teachers that give their most probable entries",
+    )
+    sampled: SampledToken = SampledToken()
+    grades: Grades = Grades()
+    rewrites: Rewrites = Rewrites()
+    average: Average = "trajectory"
     anchor: float = Field(0.0, ge=0, description="weight of reverse KL to the initial student")
     reference: float = Field(0.0, ge=0, description="weight of supervised loss on the prompts' references")
     chunk_megabytes: Positive = Field(64, description="logits held at once; lower it when memory runs out")
 
     def as_divergence(self) -> Divergence:
         return Divergence(**self.divergence.model_dump())
+
+
+# ---- the pool ----
+
+
+class PoolSettings(Section):
+    """How the teachers are asked together."""
+
+    staleness: Literal[0, 1] = Field(0, description="1: train on the step before while the teachers answer this one")
+    quorum: Fraction = Field(0.5, description="the share of a step's rows that some teacher must have answered")
+    below_quorum: Literal["stop", "wait"] = Field("stop", description="wait: ask again, after a rest, for ever")
+    budget: Budget | None = Field(None, description="for all teachers together")
+    journal: Path | None = Field(None, description="a journal shared between runs; private answers never enter it")
+    model_change: Literal["stop", "go_on"] = Field(
+        "stop", description="where a server begins to return another model's name"
+    )
+    student_price: Price | None = Field(None, description="of the student, served: when it has paid its teachers back")
+
+
+class Privacy(Section):
+    """What may leave this machine."""
+
+    mode: Literal["open", "sealed"] = Field(
+        "open", description="sealed: the run has no network but the allowed addresses, by the kernel"
+    )
+    allowed: tuple[str, ...] = Field((), description="host or host:port that private prompts may go to")
 
 
 # ---- training, evaluation ----
@@ -321,6 +410,8 @@ class RecipeBase(Section):
     rollout: Rollouts = Rollouts()
     teachers: dict[Name, TeacherConfig] = Field(default_factory=dict, max_length=MAX_TEACHERS)
     routing: Routing = ByDomain()
+    pool: PoolSettings = PoolSettings()
+    privacy: Privacy = Privacy()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
 
@@ -337,6 +428,8 @@ class SftRecipe(RecipeBase):
 
     method: Literal["sft"]
     answers: Literal["reference", "teachers"] = "reference"
+    average: Average = "trajectory"
+    tokens: Positive | None = Field(None, description="stop when so many completion tokens are trained on, if earlier")
 
 
 class DistillRecipe(RecipeBase):

@@ -111,12 +111,13 @@ def _compared(job: Job, parts: Parts, state: State) -> dict[str, assess.Scores]:
         return {}
     name = "sft_on_teacher_samples"
     folder = job.folder / "compare" / name
-    inner = sft_recipe(recipe, state.tokens, assess.mean_teacher_length(job, parts))
+    inner = sft_recipe(recipe, state.tokens, state.mix.drawn)
     loaded = replace(job.loaded, recipe=inner, data=inner.model_dump(mode="json"), prepared={})
     with job.display.nested(name):
         going_on = status(folder) is not None
         _run(loaded, folder, job.prepared, resume=going_on, extend=False, display=job.display)
-    return {name: assess.read(folder, f"student-{inner.training.steps:06d}")}
+    reached = checkpoints.newest_step(folder / "checkpoints")
+    return {name: assess.read(folder, f"student-{reached:06d}")}
 
 
 # ---- check ----

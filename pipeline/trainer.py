@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Loop:
     model: the student as `accelerator` wrapped it; `student` is the same object without the wrapping.
     write: who writes the completions. asking: who scores them, or None for supervised training.
     reference: the weight of supervised rows on the prompts' references, beside the on-policy ones.
+    token_limit: completion tokens after which training ends, or None.
     """
 
     data: Data
@@ -58,6 +60,7 @@ class Loop:
     average: Any
     reference: float
     temperature: float
+    token_limit: int | None
     stop: tuple[str, ...]
     folder: Path
     display: Display
@@ -87,12 +90,26 @@ class Clock:
 
 def train(loop: Loop, state: State, after_step: Callable[[State], None]) -> State:
     """Runs from `state` to the last step, with a checkpoint every so often and at the end."""
-    while state.step < loop.training.steps:
+    while not finished(loop, state):
         state = advance(loop, state)
         after_step(state)
-        if state.step % loop.training.checkpoint_every == 0 or state.step == loop.training.steps:
+        if state.step % loop.training.checkpoint_every == 0 or finished(loop, state):
             save_state(loop, state)
     return state
+
+
+def finished(loop: Loop, state: State) -> bool:
+    return state.step >= loop.training.steps or _spent(loop, state) >= 1.0
+
+
+def _spent(loop: Loop, state: State) -> float:
+    return state.tokens / loop.token_limit if loop.token_limit else 0.0
+
+
+def _expected_steps(loop: Loop, state: State) -> int:
+    """How many steps there will be, as far as one can tell from those that were made."""
+    spent = _spent(loop, state)
+    return min(loop.training.steps, ceil(state.step / spent)) if spent else loop.training.steps
 
 
 def advance(loop: Loop, state: State) -> State:
@@ -114,7 +131,8 @@ def advance(loop: Loop, state: State) -> State:
             f"step {step}: no row was taught ({failures or 'every answer is empty'}); see what the teachers need"
         )
     with clock.phase("update"):
-        sums, grad_norm, rate = update(loop, rows, step)
+        rate = learning_rate(state.step, loop.training, _spent(loop, state))
+        sums, grad_norm = update(loop, rows, step, rate)
     line = {
         "step": step,
         **describe(sums),
@@ -123,11 +141,12 @@ def advance(loop: Loop, state: State) -> State:
         "grad_norm": grad_norm,
         "learning_rate": rate,
     }
-    if loop.world.is_main:
-        record(loop, line, clock, rollouts)
     by_domain = divergence_by(sums, "domain")
     mix = observe(mix, _by_source(prompts, by_domain)) if by_domain else mix
-    return State(step, mix, state.tokens + line["tokens"])
+    reached = State(step, mix, state.tokens + line["tokens"])
+    if loop.world.is_main:
+        record(loop, line, clock, rollouts, _expected_steps(loop, reached))
+    return reached
 
 
 def draw_prompts(loop: Loop, mix: MixState) -> tuple[tuple[Prompt, ...], MixState]:
@@ -154,9 +173,9 @@ def write_rollouts(loop: Loop, prompts: Sequence[Prompt], step: int) -> list[Rol
     return rollouts
 
 
-def update(loop: Loop, rows: Sequence[Row], step: int) -> tuple[Sums, float, float]:
-    """Forwards, backwards, clipping, one optimizer step. Returns the sums of all processes, the gradient's norm before
-    clipping and the learning rate. Raises RunError, before any weight has changed, where a number is not finite."""
+def update(loop: Loop, rows: Sequence[Row], step: int, rate: float) -> tuple[Sums, float]:
+    """Forwards, backwards, clipping, one optimizer step at `rate`. Returns the sums of all processes and the gradient's
+    norm before clipping. Raises RunError, before any weight has changed, where a number is not finite."""
     batches = cut_into_batches(loop, rows)
     sums = Sums()
     loop.model.train()
@@ -175,11 +194,10 @@ def update(loop: Loop, rows: Sequence[Row], step: int) -> tuple[Sums, float, flo
             f"step {step}: not finite: loss {whole.total['loss']:.3g}, gradient norm {grad_norm:.3g}; the weights of "
             f"step {step - 1} were kept. Start another run with a lower training.learning_rate, or in float32"
         )
-    rate = learning_rate(step - 1, loop.training)
     set_learning_rate(loop.optimizer, rate)
     loop.optimizer.step()
     loop.model.eval()
-    return whole, grad_norm, rate
+    return whole, grad_norm
 
 
 def cut_into_batches(loop: Loop, rows: Sequence[Row]) -> list[TrainingBatch]:
@@ -232,8 +250,8 @@ def score_rollouts(loop: Loop, rollouts: Sequence[Rollout]) -> dict[str, list[fl
     return scores
 
 
-def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence[Rollout]) -> None:
-    """The step in metrics and timings, and one of its rollouts in samples, the domains taking turns."""
+def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence[Rollout], steps: int) -> None:
+    """The step, of `steps` in all, in metrics and timings, and one of its rollouts in samples, the domains in turn."""
     step = line["step"]
     timings = {"step": step, "processes": loop.world.size, "seconds": clock.seconds, "peak_bytes": peak_bytes()}
     if line["failures"]:
@@ -241,7 +259,7 @@ def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence
     append_line(loop.folder / "metrics.jsonl", line)
     append_line(loop.folder / "timings.jsonl", timings)
     append_line(loop.folder / "samples.jsonl", {"step": step, **_shown(loop, rollouts, step)})
-    loop.display.step(step, loop.training.steps, _numbers_that_matter(line))
+    loop.display.step(step, steps, _numbers_that_matter(line))
 
 
 def _shown(loop: Loop, rollouts: Sequence[Rollout], step: int) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 SpanKind = Literal["think", "answer"]
@@ -18,6 +19,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+Positive = Annotated[int, Field(gt=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+", examples=["http://127.0.0.1:8000/v1"])]
+KeyVariable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$", description="the environment variable with the key")]
+
+
+def _as_tuple(value: Any) -> Any:
+    """One entry is short for a list of one; and behind a validator of ours a list is no longer JSON's."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 class TeacherBase(Section):
     """What every kind of teacher has."""
 
@@ -26,13 +40,24 @@ class TeacherBase(Section):
     system: str | None = Field(None, description="a system prompt that this teacher sees and the student does not")
 
 
+# ---- in this process ----
+
+
+class Alignment(Section):
+    """A teacher with another tokenizer: it is scored where its tokens and the student's end at the same bytes."""
+
+    top_k: Positive = Field(16, description="of the teacher's entries that are carried over")
+    least_coverage: Fraction = Field(0.5, description="of the student's tokens; below it a run is refused")
+
+
 class TransformersTeacher(TeacherBase):
-    """A transformers causal LM with the student's vocabulary, in this process."""
+    """A transformers causal LM in this process."""
 
     kind: Literal["transformers"]
     model: str = Field(min_length=1, description="hub name, local folder, or prepared:NAME")
     revision: str | None = None
     dtype: Dtype = "bfloat16"
+    align: Alignment | None = Field(None, description="only for a teacher with another tokenizer than the student's")
 
 
 class AdapterTeacher(TeacherBase):
@@ -45,4 +70,185 @@ class AdapterTeacher(TeacherBase):
     dtype: Dtype = "bfloat16"
 
 
-TeacherConfig = Annotated[TransformersTeacher | AdapterTeacher, Field(discriminator="kind")]
+class SelfTeacher(TeacherBase):
+    """The student itself, shown something that it does not see when it writes (OPSD, SDPO)."""
+
+    kind: Literal["self"]
+    weights: Literal["initial", "average", "base"] = Field(
+        "initial", description="as it was before training, its moving average, or without its adapter"
+    )
+    decay: float = Field(0.05, gt=0, le=1, description="of weights: average: the new weights' share at each step")
+    sees: str = Field(
+        "reference", pattern=r"^(reference|privileged|feedback:.+)$", description="or privileged, or feedback:TEACHER"
+    )
+    template: str | None = Field(None, description="the words around it; {seen} stands for it, {prompt} for the prompt")
+
+
+# ---- over the wire ----
+
+
+class Limits(Section):
+    """How hard a teacher is asked, and how long it is waited for."""
+
+    concurrency: Positive = Field(16, description="questions under way at once")
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    timeout: Seconds = Field(60.0, description="of one attempt")
+    deadline: Seconds = Field(300.0, description="of one question, all attempts and waiting included")
+    retries: int = Field(4, ge=0)
+    breaker: Positive = Field(8, description="failures in a row after which an address rests")
+    rest: Seconds = Field(20.0, description="of an address that failed too often, before it is tried again")
+
+
+class Price(Section):
+    """US dollars per million tokens. Reasoning tokens are charged as output."""
+
+    input: Amount
+    output: Amount
+    cached: Amount | None = Field(None, description="default: as input")
+    date: str | None = Field(None, description="when it was read")
+    source: str | None = None
+
+
+class Budget(Section):
+    """What may be spent, checked before each question with the most that it can cost."""
+
+    dollars: Amount | None = None
+    tokens: Positive | None = None
+    then: Literal["stop", "drop"] = Field("stop", description="the run stops, or goes on without this teacher")
+
+
+class Provider(Section):
+    """Who runs the server, and what may be done with its outputs. Default: the catalog's entry for the model."""
+
+    region: str | None = Field(None, examples=["local", "eu", "us", "cn"])
+    training: Literal["allowed", "forbidden", "unknown"] | None = Field(
+        None, description="whether its terms allow training on its outputs"
+    )
+    date: str | None = Field(None, description="when the terms were read")
+    source: str | None = None
+
+
+class RemoteBase(TeacherBase):
+    """What every teacher that is waited for has."""
+
+    limits: Limits = Limits()
+    fallback: str | None = Field(None, description="the teacher that is asked where this one fails")
+
+
+class ProvidedBase(RemoteBase):
+    """What every teacher has that somebody runs, and perhaps is paid for."""
+
+    key: KeyVariable | None = None
+    price: Price | None = Field(None, description="default: the catalog's entry for the model, else nothing")
+    budget: Budget | None = None
+    provider: Provider = Provider()
+
+
+class ServedTeacher(ProvidedBase):
+    """A server that scores a given text by prompt log-probabilities."""
+
+    kind: Literal["served"]
+    url: Annotated[tuple[Url, ...], BeforeValidator(_as_tuple)] = Field(
+        min_length=1, description="one, or several that share the load"
+    )
+    model: str = Field(min_length=1, description="as the server names it")
+    server: Literal["auto", "vllm", "sglang", "completions"] = "auto"
+    top_k: int = Field(20, ge=0, description="entries per token; 0: the sampled token alone")
+    tokenizer: str | None = Field(None, description="hub name or folder, where it is not the student's; needs align")
+    align: Alignment | None = None
+
+
+Gift = Literal["score", "feedback", "rewrite"]
+GIFTS: tuple[Gift, ...] = ("score", "feedback", "rewrite")
+
+
+class ChatTeacher(ProvidedBase):
+    """A chat API that reads the completion and grades, explains or rewrites it."""
+
+    kind: Literal["chat"]
+    model: str = Field(min_length=1, description="a name in the catalog, or as the server names it")
+    url: Url | None = Field(None, description="default: the catalog's")
+    gives: Annotated[tuple[Gift, ...], Field(min_length=1), BeforeValidator(_as_tuple)] = GIFTS
+    rubric: str = Field("chat", description="chat, math, code, or a file with your own")
+    instructions: Path | None = Field(None, description="a file with the whole prompt, instead of the built-in one")
+    max_tokens: Positive = Field(2048, description="of an answer, reasoning included")
+    temperature: Amount | None = Field(0.0, description="null: the server's own")
+    options: dict[str, Any] = Field(default_factory=dict, description="sent along as they are, such as a thinking mode")
+
+
+# ---- programs ----
+
+
+class ExactAnswer(Section):
+    """The recipe's own checkers: the prompt's, or one named here."""
+
+    kind: Literal["answer"]
+    checker: str | None = Field(None, description="exact, numeric or file.py:function; default: the prompt's own")
+
+
+class Pattern(Section):
+    kind: Literal["pattern"]
+    regex: str = Field(min_length=1, description="must be found in the answer; {reference} stands for it, escaped")
+
+
+class JsonSchema(Section):
+    kind: Literal["json_schema"]
+    file: Path
+
+
+class PythonTests(Section):
+    """The answer is a Python program; the prompt's reference holds its tests (HumanEval's `check` among them)."""
+
+    kind: Literal["python_tests"]
+
+
+class Command(Section):
+    """A command in the sandbox, with the answer in the file ANSWER; it passes with exit status 0.
+
+    A last line of output that is a number in [0, 1] is the score.
+    """
+
+    kind: Literal["command"]
+    run: tuple[str, ...] = Field(min_length=1)
+    files: Path | None = Field(None, description="a folder that is copied into the scratch folder first")
+    answer: str = Field("ANSWER", description="where the answer is written, in the scratch folder")
+
+
+Check = Annotated[
+    ExactAnswer | Pattern | JsonSchema | PythonTests | Command,
+    Field(discriminator="kind"),
+    BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
+]
+
+
+class Sandbox(Section):
+    """What a program may use. It never has a network, and writes to its scratch folder alone."""
+
+    seconds: Seconds = 10.0
+    memory_megabytes: Positive = 1024
+    processes: Positive = 64
+    output_kilobytes: Positive = 64
+    required: bool = Field(True, description="false: run unprotected where bubblewrap is missing")
+
+
+class ProgramTeacher(RemoteBase):
+    """A checker or a test command that grades by running."""
+
+    kind: Literal["program"]
+    check: Check
+    sandbox: Sandbox = Sandbox()
+
+
+class PluginTeacher(ProvidedBase):
+    """A class of your own: by entry point in the group `tutelage.teachers`, or path/to/file.py:Class."""
+
+    kind: Literal["plugin"]
+    use: str = Field(min_length=1, examples=["my-teacher", "teachers/mine.py:MyTeacher"])
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+TeacherConfig = Annotated[
+    TransformersTeacher | AdapterTeacher | SelfTeacher | ServedTeacher | ChatTeacher | ProgramTeacher | PluginTeacher,
+    Field(discriminator="kind"),
+]

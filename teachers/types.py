@@ -165,17 +165,30 @@ class Answer:
 
 @dataclass(frozen=True)
 class TeacherFailure:
-    """A failure is a value: it is counted, and the weights are renormalised over who answered."""
+    """A failure is a value: it is counted, and the weights are renormalised over who answered.
+
+    reason: a short name in snake_case: too_long, unavailable, rate_limited, timeout, refused, truncated, unparsable,
+    not_finite, wrong_model, over_budget, private, … retryable: the same question may be answered if asked again.
+    retry_after: seconds the teacher asked to wait. usage: what was charged all the same, None where nothing was.
+    in_doubt: it was sent, and whether it was charged is not known. detail: one line, without secrets.
+    """
 
     teacher: str
-    reason: str  # a short name in snake_case: too_long, unavailable, not_finite, …
+    reason: str
     retryable: bool
     detail: str = ""
+    retry_after: float | None = None
+    usage: Usage | None = None
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreRequest:
-    """A finished completion and all that a teacher may know about it."""
+    """A finished completion and all that a teacher may know about it.
+
+    completion: the answer as text, without thinking, end tokens and whatever begins with a stop string; for teachers
+    that read text. upstream: what teachers that were asked before said, by name.
+    """
 
     request_id: str
     group_id: str  # the prompt's id: samples of one prompt share it
@@ -189,6 +202,7 @@ class ScoreRequest:
     privileged: str | None = None
     private: bool = False
     checker: str | None = None
+    completion: str = ""
     upstream: Mapping[str, Judgment] = field(default_factory=dict)
 
     @property
@@ -211,11 +225,43 @@ class LocalTeacher(Protocol):
 
 @runtime_checkable
 class RemoteTeacher(Protocol):
-    """A teacher somewhere else. `deadline` is in seconds of the running event loop's clock."""
+    """A teacher that is waited for: a server, a chat API, a program. It may be asked many things at once.
+
+    `score` is one attempt. Retries, limits, budgets and the journal are the courier's (`courier.py`), the same for all.
+    identity: a fingerprint of all that decides an answer besides the request: the kind, the model, K, prompts, rubric;
+    not the address of one of several equal servers. Never a secret.
+    """
 
     name: str
     signals: frozenset[SignalKind]
+    identity: str
 
-    async def score(self, request: ScoreRequest, deadline: float) -> Answer | TeacherFailure: ...
+    def key(self, request: ScoreRequest) -> str:
+        """A fingerprint of exactly what would be sent, and of `sample_index`: equal keys have one answer."""
+        ...
 
-    def close(self) -> None: ...
+    def estimate(self, request: ScoreRequest) -> Usage:
+        """The most that the question can be charged for; reserved in the budget before it is sent."""
+        ...
+
+    async def score(self, request: ScoreRequest, deadline: float) -> Answer | TeacherFailure:
+        """One attempt. deadline: seconds of the running event loop's clock. Raises only programmer's errors."""
+        ...
+
+    async def examine(self, deadline: float) -> tuple[Finding, ...]:
+        """What preflight finds out by asking: reachable, the model named exists, K allowed, context, latency, …"""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of preflight. what: reachable, model, tokenizer, top_k, context, logprobs, repeat, uniform, latency, …
+
+    good: None where it is only told, False where a run would be wrong.
+    """
+
+    what: str
+    good: bool | None
+    text: str

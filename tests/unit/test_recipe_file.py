@@ -92,7 +92,7 @@ MISTAKES = {
         "kind: transformers, model: org/sorter",
         "kind: gguf",
         "10: teachers.sorting.kind",
-        ["transformers or adapter"],
+        ["transformers, adapter, self, served"],
     ),
     "divergence": (
         "training:",
