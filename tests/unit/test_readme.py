@@ -171,7 +171,7 @@ def test_keys_exist() -> None:
     assert len(keys) > 20
     assert [key for key in keys if key not in known] == []
     named = first_column(section("What a recipe says").partition("\n\n")[0])[1:]
-    assert sections ^ set(named) == {*"output seed threads answers average tokens".split()}
+    assert sections ^ set(named) == {*["output", "seed", "threads", "answers", "average", "tokens"]}
     assert {"training.steps", "student.tune", "output", "data.held_out"} <= known
     assert not {"training.no_such_key", "steps"} & known
 
