@@ -1,0 +1,27 @@
+"""What a remote teacher is built with, besides its own configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from teachers.guard import Guard
+from teachers.types import Conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Tools:
+    """student_render: (conversation, a system prompt or None) -> the prompt's ids as the student's tokenizer has them.
+
+    folder: what relative paths in a recipe are relative to.
+    """
+
+    student_tokenizer: PreTrainedTokenizerBase
+    student_render: Callable[[Conversation, str | None], tuple[int, ...]]
+    guard: Guard
+    folder: Path
