@@ -187,10 +187,8 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds that a server asks to wait, None where it does not say. now: seconds since 1970. RFC 9110, 10.2.3."""
     said = headers.get("retry-after", "").strip()
     try:
-        if milliseconds := headers.get("retry-after-ms"):  # as OpenAI's servers say it
-            seconds = float(milliseconds) / 1000
-        else:
-            seconds = float(said)
+        milliseconds = headers.get("retry-after-ms")  # as OpenAI's servers say it
+        seconds = float(milliseconds) / 1000 if milliseconds else float(said)
     except ValueError:
         try:
             date = parsedate_to_datetime(said)
