@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -35,21 +35,23 @@ class Checkpoint:
     """What training needs to go on bit by bit: step is the number of updates made.
 
     weights: the trainable tensors by name. optimizer: its `state_dict`. progress: small JSON values (mixing, totals).
+    averages: the student's moving averages (`averaging.py`), where a teacher needs one.
     """
 
     step: int
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     progress: Mapping[str, Any]
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Writes `folder/step-NNNNNN` atomically, then removes all but the newest `keep`."""
     final = folder / f"step-{checkpoint.step:06d}"
     with whole_folder(final) as partial:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}, partial / "weights.safetensors"
-        )
+        _save_tensors(checkpoint.weights, partial / "weights.safetensors")
+        if checkpoint.averages:
+            _save_tensors(checkpoint.averages, partial / "averages.safetensors")
         torch.save(dict(checkpoint.optimizer), partial / "optimizer.pt")
         write_json(partial / "progress.json", {"step": checkpoint.step, **checkpoint.progress})
     for old in list_checkpoints(folder)[:-keep]:
@@ -62,12 +64,18 @@ def load(path: Path) -> Checkpoint:
     try:
         progress = json.loads((path / "progress.json").read_text())
         weights = load_file(path / "weights.safetensors")
+        kept = path / "averages.safetensors"
+        averages = load_file(kept) if kept.exists() else {}
         optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, UnpicklingError, SafetensorError) as error:
         raise RunError(
             f"{path}: this checkpoint cannot be read ({error}); remove the folder to resume from the one before it"
         ) from error
-    return Checkpoint(progress.pop("step"), weights, optimizer, progress)
+    return Checkpoint(progress.pop("step"), weights, optimizer, progress, averages)
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

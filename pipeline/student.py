@@ -30,7 +30,7 @@ from teachers.errors import TeacherError
 from teachers.heads import find_head
 from teachers.scoring import Ends, HiddenStateTeacher, Running
 from teachers.switching import adapters_disabled
-from teachers.types import Head, LocalTeacher
+from teachers.types import Head
 
 ADAPTER = "student"
 
@@ -303,7 +303,7 @@ def load_trainable_state(student: Student, state: Mapping[str, Tensor]) -> None:
         parameter.copy_(state[name])
 
 
-def frozen_initial(student: Student, *, name: str) -> LocalTeacher:
+def frozen_initial(student: Student, *, name: str) -> HiddenStateTeacher:
     """The student as it is now, as a teacher; call it before the first update, and before a checkpoint is loaded.
 
     Full tuning: a copy, as large as the student. LoRA: the same model with its adapters off, at no cost.
