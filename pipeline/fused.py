@@ -26,12 +26,13 @@ from pipeline.logit_block import (
     buffers_at_once,
     dense_target,
     finish_logits,
+    graded_target,
     sparse_target,
     student_block,
     weighted,
 )
 from pipeline.objectives import is_dense, nll_term
-from pipeline.types import StepOutput, Target, TargetOutput, TrainingBatch
+from pipeline.types import Advantage, StepOutput, Target, TargetOutput, TrainingBatch
 from teachers.types import FullVocab, Head, HeadWeights, TopK
 
 OVERLAP_STRIDE = 16  # overlap is measured at every 16th scored token of a batch: top-k over a vocabulary is slow
@@ -55,8 +56,8 @@ def fused_loss(
     A position whose weight is 0 adds exactly 0, even if the teacher's row there is not finite; elsewhere a row that
     is not finite makes the loss NaN. Differentiable once; backward may run once.
     Reported with each target: its divergence before weights (policy_gradient: log p_student - log p_teacher of the
-    label, an estimate of the reverse KL), the overlap of the most probable entries at every 16th position, and the
-    mass on the teacher's kept entries.
+    label, an estimate of the reverse KL; grade: the importance ratio), the overlap of the most probable entries at
+    every 16th position, and the mass on the teacher's kept entries.
     """
     assert head.vocab_map is None, "the student's logits are its own vocabulary: its head has no vocab_map"
     assert hidden.shape[0] == batch.labels.shape[0], "one hidden state per scored token"
@@ -81,6 +82,7 @@ def fused_loss(
 
 def _check(target: Target) -> None:
     kind, signal = target.divergence.kind, target.signal
+    assert (kind == "grade") == isinstance(signal, Advantage), f"{target.teacher}: {kind} of {type(signal).__name__}"
     if isinstance(signal, TopK):
         assert not is_dense(target.divergence), (
             f"{target.teacher}: {kind} needs the whole vocabulary and this teacher gives its top-k; "
@@ -278,7 +280,7 @@ def _loaded_heads(device: torch.device) -> Iterator[Callable[[Mapping[str, Head]
 @dataclass(frozen=True, eq=False)
 class _Covering:
     """One target on a chunk. rows (C,): where its tensors have these positions. raw (C, R): the product with the
-    teacher's head, None for a TopK signal. finite (C,): whether the teacher's hidden state is."""
+    teacher's head, None without one. finite (C,): whether the teacher's hidden state is."""
 
     index: int
     target: Target
@@ -335,7 +337,7 @@ def _rows_at_once(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -
 
 def _covering(target: Target, index: int, rows: Tensor, heads: Mapping[str, HeadWeights], space: Space) -> _Covering:
     signal = target.signal
-    if isinstance(signal, TopK):
+    if not isinstance(signal, FullVocab):
         return _Covering(index, target, rows, None, torch.ones_like(rows, dtype=torch.bool), None)
     loaded = heads[signal.head.key]
     matrix = loaded.weight if signal.head.vocab_map is not None else loaded.weight[: signal.head.size]
@@ -387,6 +389,8 @@ def _run_target(run: _Pass, block: StudentBlock, covered: _Covering, gradient: G
     signal, weights = target.signal, target.weights[rows].to(block.lp.dtype)
     if isinstance(signal, TopK):
         return sparse_target(block, target, weights, signal, rows, gradient)
+    if isinstance(signal, Advantage):
+        return graded_target(block, target, weights, signal, rows, gradient)
     assert covered.raw is not None
     own = run.student
     finished = finish_logits(

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from pipeline.objectives import (
     Sparse,
+    bounded,
     dense_,
+    grade_term,
     is_dense,
     log_of_the_rest,
     policy_gradient_term,
     probabilities_,
     top_k_term,
 )
-from pipeline.types import Target
+from pipeline.types import Advantage, Target
 from teachers.types import Head, TopK
 
 OVERLAP_K = 16  # the overlap is the share of the student's 16 most probable entries among the teacher's 16
@@ -214,8 +216,9 @@ def dense_target(
     overlap = _overlap(student, _top(lq[student.compared]))
     if is_dense(divergence):
         value, mean = dense_(divergence, student.lp, student.p, lq, q, spare)
-        gradient.add_dense(weights, lq, mean)
-        return Measured(weighted(weights, value), value, overlap, torch.full_like(value, torch.nan))
+        pulls, counted = bounded(divergence, weights, value)
+        gradient.add_dense(pulls, lq, mean)
+        return Measured(weighted(weights, counted), value, overlap, torch.full_like(value, torch.nan))
     if divergence.kind == "policy_gradient":
         label_lq = lq.gather(1, student.labels[:, None]).squeeze(1)
         term = policy_gradient_term(
@@ -243,6 +246,17 @@ def sparse_target(
     else:
         term = _top_k(student, target, ids, logprobs, signal.log_tail[rows].to(dtype))
     return _sparse(weights, term, overlap, gradient)
+
+
+def graded_target(
+    student: StudentBlock, target: Target, weights: Tensor, signal: Advantage, rows: Tensor, gradient: Gradient
+) -> Measured:
+    """A teacher that said how good the whole answer is; rows (B,): where the signal has the block."""
+    advantage = signal.values[rows].to(student.lp.dtype)
+    term = grade_term(
+        target.divergence, student.label_logprobs, advantage, student.sampling_logprobs, student.labels
+    )  # fmt: skip
+    return _sparse(weights, term, torch.full_like(advantage, torch.nan), gradient)
 
 
 def _top_k(student: StudentBlock, target: Target, ids: Tensor, lq: Tensor, log_tail: Tensor) -> Sparse:

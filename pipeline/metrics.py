@@ -36,12 +36,19 @@ class Sums:
 
 
 def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
-    """Adds one forward's per-token values: KL per teacher and per domain, entropy, overlap, mass in support."""
+    """Adds one forward's per-token values: KL per teacher and per domain, entropy, overlap, mass in support, -log p of
+    what is imitated by whose it is, the importance ratio of graded tokens per teacher."""
     sums.total["loss"] += float(output.loss.detach())
     sums.total["nll"] += float(output.nll)
     sums.add("entropy", output.entropy)
     sums.add("logprob", output.label_logprobs)
-    for target in output.targets:
+    for index, part in enumerate(batch.parts):
+        imitated = (batch.part == index) & (batch.nll_weights != 0)
+        sums.add(f"nll/{part}", -output.label_logprobs[imitated])
+    for asked, target in zip(batch.targets, output.targets, strict=True):
+        if asked.divergence.kind == "grade":
+            sums.add(f"ratio/{target.teacher}", target.divergence)
+            continue
         sums.add(f"kl/teacher/{target.teacher}", target.divergence)
         if target.teacher == ANCHOR:  # not what a domain has left to learn
             continue
@@ -65,7 +72,10 @@ def merge(parts: Sequence[Sums]) -> Sums:
 
 def divergence_by(sums: Sums, what: str) -> dict[str, float]:
     """Mean KL per token by `what`: teacher, the anchor among them, or domain, without it."""
-    prefix = f"kl/{what}/"
+    return _means(sums, f"kl/{what}/")
+
+
+def _means(sums: Sums, prefix: str) -> dict[str, float]:
     return {
         name.removeprefix(prefix): sums.mean(name)
         for name in sorted(sums.count)
@@ -74,12 +84,41 @@ def divergence_by(sums: Sums, what: str) -> dict[str, float]:
 
 
 def describe(sums: Sums) -> dict[str, Any]:
-    """The part of a metrics line that comes from the forwards."""
+    """The part of a metrics line that comes from the forwards.
+
+    nll: the supervised part of the loss. nll_per_token: of each text that is imitated, by its writer, before weights.
+    ratio: of graded tokens, by teacher: 1 on policy; lower where ratios outside the interval count nothing.
+    """
     line: dict[str, Any] = {"loss": sums.total["loss"], "nll": sums.total["nll"]}
     line["kl"] = {"teacher": divergence_by(sums, "teacher"), "domain": divergence_by(sums, "domain")}
+    for name, prefix in (("nll_per_token", "nll/"), ("ratio", "ratio/")):
+        if means := _means(sums, prefix):
+            line[name] = means
     for name in ("entropy", "logprob", "overlap", "mass_in_support"):
         if sums.count.get(name):
             line[name] = sums.mean(name)
+    return line
+
+
+def describe_judged(parts: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What judgments came to (`judgments.Judged.counts` of every process), by teacher; empty where there were none.
+
+    grade: the mean score. advantage: the mean of its absolute value. alone: graded answers without another to compare
+    with. rewrites: how many became rows ("used"), and why others did not.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    for part in parts:
+        for name, value in part.items():
+            sums[name] += value
+    line: dict[str, Any] = {}
+    for name in sorted(sums):
+        what, teacher, *rest = name.split("/")
+        if what in ("grade", "advantage"):
+            line.setdefault(what, {})[teacher] = sums[name] / sums[f"{what}s/{teacher}"]
+        elif what == "alone":
+            line.setdefault(what, {})[teacher] = int(sums[name])
+        elif what == "rewrites":
+            line.setdefault(what, {}).setdefault(teacher, {})[rest[0]] = int(sums[name])
     return line
 
 

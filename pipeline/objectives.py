@@ -140,7 +140,18 @@ def value_and_logit_grad(divergence: Divergence, lp: Tensor, lq: Tensor) -> tupl
     p = lp.exp()
     u = lq.clone()
     value, mean = dense_(divergence, lp, p, u, lq.exp(), torch.empty_like(p))
-    return value, p * (u - mean[:, None])
+    pulls, value = bounded(divergence, torch.ones_like(value), value)
+    return value, pulls[:, None] * p * (u - mean[:, None])
+
+
+def bounded(divergence: Divergence, weights: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and values (C,) under `divergence.clip`: min(value, clip) is a constant above it, which pulls nothing.
+
+    Of whole positions, unlike the clip of single entries in OPSD 2601.18734, whose sum may point the other way.
+    """
+    if divergence.clip is None:
+        return weights, value
+    return weights.masked_fill(value > divergence.clip, 0.0), value.clamp(max=divergence.clip)
 
 
 # ---- the teacher's top-k ----
@@ -219,11 +230,32 @@ def policy_gradient_term(
     """
     lp, lq = lp.clamp(min=LOG_FLOOR), lq.clamp(LOG_FLOOR, 0.0)
     advantage = (lq - lp).clamp(-divergence.advantage_clip, divergence.advantage_clip)
+    return _pulled(_ratio(divergence, lp, sampling_logprobs) * advantage, lp, lp - lq, labels)
+
+
+def grade_term(
+    divergence: Divergence, lp: Tensor, advantage: Tensor, sampling_logprobs: Tensor, labels: Tensor
+) -> Sparse:
+    """-r · A · log p(label), r as in `policy_gradient_term`: the outcome's part of MOPD 2601.02780.
+
+    lp, advantage, sampling_logprobs, labels (C,). A belongs to the whole answer. What is reported is r.
+    """
+    lp = lp.clamp(min=LOG_FLOOR)
+    ratio = _ratio(divergence, lp, sampling_logprobs)
+    return _pulled(ratio * advantage, lp, ratio, labels)
+
+
+def _ratio(divergence: Divergence, lp: Tensor, sampling_logprobs: Tensor) -> Tensor:
+    """p/μ (C,) inside [ratio_low, ratio_high], else 0; 0 as well where μ is NaN."""
     ratio = (lp - sampling_logprobs).exp()
     inside = (ratio >= divergence.ratio_low) & (ratio <= divergence.ratio_high)
-    pull = torch.where(inside, ratio, 0.0) * advantage
+    return torch.where(inside, ratio, 0.0)
+
+
+def _pulled(pull: Tensor, lp: Tensor, shown: Tensor, labels: Tensor) -> Sparse:
+    """-pull · log p(label), `pull` a constant to the gradient."""
     kept = pull * torch.expm1(lp)  # -pull (1 - p)
-    return Sparse(-pull * lp, lp - lq, labels[:, None], kept[:, None], pull, torch.full_like(lp, torch.nan))
+    return Sparse(-pull * lp, shown, labels[:, None], kept[:, None], pull, torch.full_like(lp, torch.nan))
 
 
 def nll_term(lp: Tensor, labels: Tensor) -> Sparse:

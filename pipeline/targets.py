@@ -7,17 +7,22 @@ matter into how many forwards, or over how many processes, the rows are cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.types import Divergence, Rollout, Target, TrainingBatch
+from pipeline.types import Advantage, Divergence, Rollout, Target, TargetSignal, TrainingBatch
 from teachers.types import FullVocab, TopK
 
 ANCHOR = "initial-student"
+
+Average = Literal["trajectory", "token"]
+# What the student wrote; a text that is given as it is; a teacher's correction of what the student wrote.
+RowKind = Literal["rollout", "reference", "rewrite"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,16 +35,28 @@ class Score:
     teacher: str
     coefficient: float
     divergence: Divergence
-    signal: FullVocab | TopK
+    signal: TargetSignal
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A rollout and all that pulls on it. supervised: the weight of -log p on its tokens."""
+    """A rollout and all that pulls on it. supervised: the weight of -log p on its tokens. rewrite: whether it is a
+    teacher's correction of a rollout with the same id."""
 
     rollout: Rollout
     scores: tuple[Score, ...] = ()
     supervised: float = 0.0
+    rewrite: bool = False
+
+    @property
+    def kind(self) -> RowKind:
+        return "rewrite" if self.rewrite else "rollout" if self.scores else "reference"
+
+    @property
+    def part(self) -> str:
+        """Whose text it is, for metrics: its writer, and whether it is that one's rewrite."""
+        writer = self.rollout.writer
+        return f"rewrite/{writer}" if self.rewrite else writer
 
     @property
     def length(self) -> int:
@@ -55,39 +72,56 @@ class Row:
         return self.scored > 0 and (bool(self.scores) or self.supervised > 0)
 
 
+class Count(NamedTuple):
+    rows: int
+    tokens: Fraction  # exact, so that the order of summing does not matter
+
+
 @dataclass(frozen=True)
 class Normaliser:
-    """What a step's weights are divided by: rows and tokens that are taught, per kind of row, over all processes.
+    """What a step's weights are divided by: the taught rows and tokens of each kind, over all processes.
 
-    On-policy rows and supervised rows are averaged apart, so that adding references does not thin out the rest.
+    Each kind is averaged on its own, so that adding references or rewrites does not thin out the rest. Several rewrites
+    of one rollout count as one row of their mean length: their shares sum to 1 as those of its teachers do.
     """
 
-    average: Literal["trajectory", "token"]
-    rows: int
-    tokens: int
-    supervised_rows: int
-    supervised_tokens: int
+    average: Average
+    counts: Mapping[RowKind, Count]
 
     def weight(self, row: Row) -> float:
         """The weight of each scored token of `row`."""
-        rows, tokens = (
-            (self.rows, self.tokens) if row.scores else (self.supervised_rows, self.supervised_tokens)
-        )  # fmt: skip
-        return 1.0 / (rows * row.scored) if self.average == "trajectory" else 1.0 / tokens
+        rows, tokens = self.counts[row.kind]
+        return 1.0 / (rows * row.scored) if self.average == "trajectory" else float(1 / tokens)
+
+    @staticmethod
+    def merge(parts: Sequence[Normaliser]) -> Normaliser:
+        """All processes' counts; each rollout's rows are on one process."""
+        counts: dict[RowKind, Count] = {}
+        for part in parts:
+            for kind, more in part.counts.items():
+                so_far = counts.get(kind, Count(0, Fraction(0)))
+                counts[kind] = Count(so_far.rows + more.rows, so_far.tokens + more.tokens)
+        return Normaliser(parts[0].average, counts)
 
 
-def normaliser(rows: Sequence[Row], average: Literal["trajectory", "token"]) -> Normaliser:
-    """Counts over all of a step's rows, those of other processes included."""
-    taught = [row for row in rows if row.taught]
-    on_policy = [row.scored for row in taught if row.scores]
-    supervised = [row.scored for row in taught if not row.scores]
-    return Normaliser(average, len(on_policy), sum(on_policy), len(supervised), sum(supervised))
+def normaliser(rows: Sequence[Row], average: Average) -> Normaliser:
+    """Counts over all the rows of a step, or of one process: then to be merged with the others'."""
+    lengths: dict[RowKind, dict[str, list[int]]] = {}
+    for row in rows:
+        if row.taught:
+            lengths.setdefault(row.kind, {}).setdefault(row.rollout.rollout_id, []).append(row.scored)
+    counts = {
+        kind: Count(len(each), sum((Fraction(sum(of_one), len(of_one)) for of_one in each.values()), Fraction(0)))
+        for kind, each in lengths.items()
+    }
+    return Normaliser(average, counts)
 
 
 def group_rows(rows: Sequence[Row], tokens_per_forward: int) -> list[list[Row]]:
     """Cuts rows into forwards of at most `tokens_per_forward` padded tokens, longest first, so that what does not
     fit fails at once. A row longer than that is a forward of its own. The order is a function of the rows alone."""
-    ordered = sorted((row for row in rows if row.taught), key=lambda row: (-row.length, row.rollout.rollout_id))
+    taught = (row for row in rows if row.taught)
+    ordered = sorted(taught, key=lambda row: (-row.length, row.rollout.rollout_id, row.part))
     groups: list[list[Row]] = []
     for row in ordered:
         if groups and groups[-1][0].length * (len(groups[-1]) + 1) <= tokens_per_forward:
@@ -100,20 +134,22 @@ def group_rows(rows: Sequence[Row], tokens_per_forward: int) -> list[list[Row]]:
 def build_batch(rows: Sequence[Row], norm: Normaliser, *, temperature: float, device: torch.device) -> TrainingBatch:
     """Lays `rows` end to end. Without rows the batch is empty, and its loss zero but attached to the graph."""
     domains = tuple(sorted({row.rollout.prompt.domain for row in rows}))
-    layout = _lay_out(rows, domains)
+    parts = tuple(sorted({row.part for row in rows}))
+    layout = _lay_out(rows, domains, parts)
     weights = torch.tensor([norm.weight(row) for row in rows for _ in range(row.scored)], dtype=torch.float32)
     supervised = torch.tensor([row.supervised for row in rows for _ in range(row.scored)], dtype=torch.float32)
     batch = TrainingBatch(
         **layout,
         nll_weights=weights * supervised,
         domains=domains,
+        parts=parts,
         targets=_targets(rows, weights),
         temperature=temperature,
     )
     return to_device(batch, device)
 
 
-def _lay_out(rows: Sequence[Row], domains: tuple[str, ...]) -> dict[str, Tensor]:
+def _lay_out(rows: Sequence[Row], domains: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, Tensor]:
     input_ids: list[int] = []
     positions: list[int] = []
     cu_seqlens = [0]
@@ -121,6 +157,7 @@ def _lay_out(rows: Sequence[Row], domains: tuple[str, ...]) -> dict[str, Tensor]
     labels: list[int] = []
     sampling: list[float] = []
     group: list[int] = []
+    part: list[int] = []
     for row in rows:
         rollout = row.rollout
         completion = rollout.completion_ids
@@ -131,7 +168,8 @@ def _lay_out(rows: Sequence[Row], domains: tuple[str, ...]) -> dict[str, Tensor]
                 predictors.append(first + offset - 1)  # the shift
                 labels.append(token)
                 sampling.append(logprob)
-                group.append(domains.index(rollout.prompt.domain))
+        group += [domains.index(rollout.prompt.domain)] * row.scored
+        part += [parts.index(row.part)] * row.scored
         input_ids += [*rollout.prompt_ids, *completion]
         positions += range(row.length)
         cu_seqlens.append(len(input_ids))
@@ -144,12 +182,13 @@ def _lay_out(rows: Sequence[Row], domains: tuple[str, ...]) -> dict[str, Tensor]
         "labels": torch.tensor(labels, dtype=long),
         "sampling_logprobs": torch.tensor(sampling, dtype=torch.float32),
         "group": torch.tensor(group, dtype=long),
+        "part": torch.tensor(part, dtype=long),
     }
 
 
 def _targets(rows: Sequence[Row], weights: Tensor) -> tuple[Target, ...]:
     """One Target per teacher, divergence and head: the rows' signals concatenated, unscored tokens left out."""
-    pieces: dict[tuple[str, Divergence, str], list[tuple[Tensor, Tensor, FullVocab | TopK]]] = {}
+    pieces: dict[tuple[str, Divergence, str], list[tuple[Tensor, Tensor, TargetSignal]]] = {}
     start = 0
     for row in rows:
         trainable = torch.tensor(row.rollout.trainable, dtype=torch.bool)
@@ -176,27 +215,30 @@ def _targets(rows: Sequence[Row], weights: Tensor) -> tuple[Target, ...]:
     )
 
 
-def _select(signal: FullVocab | TopK, index: Tensor) -> FullVocab | TopK:
-    where = index.to(signal.valid.device)
-    if isinstance(signal, FullVocab):
-        return replace(signal, hidden=signal.hidden[where], valid=signal.valid[where])
-    return TopK(*(getattr(signal, name)[where] for name in _TOP_K_FIELDS))
-
-
-def _concatenate(signals: Sequence[FullVocab | TopK]) -> FullVocab | TopK:
-    first = signals[0]
-    if isinstance(first, FullVocab):
-        whole = [signal for signal in signals if isinstance(signal, FullVocab)]
-        return replace(
-            first, hidden=torch.cat([s.hidden for s in whole]), valid=torch.cat([s.valid for s in whole])
-        )  # fmt: skip
-    return TopK(*(torch.cat([getattr(signal, name) for signal in signals]) for name in _TOP_K_FIELDS))
-
-
 _BATCH_FIELDS = (
-    "input_ids", "positions", "cu_seqlens", "predictors", "labels", "sampling_logprobs", "nll_weights", "group",
+    "input_ids", "positions", "cu_seqlens", "predictors", "labels", "sampling_logprobs", "nll_weights", "group", "part",
 )  # fmt: skip
-_TOP_K_FIELDS = ("token_logprobs", "ids", "logprobs", "log_tail", "valid")
+_SIGNAL_FIELDS: dict[type, tuple[str, ...]] = {
+    FullVocab: ("hidden", "valid"),
+    TopK: ("token_logprobs", "ids", "logprobs", "log_tail", "valid"),
+    Advantage: ("values", "valid"),
+}
+
+
+def _select(signal: TargetSignal, index: Tensor) -> TargetSignal:
+    where = index.to(signal.valid.device)
+    return _with(signal, lambda name: getattr(signal, name)[where])
+
+
+def _concatenate(signals: Sequence[TargetSignal]) -> TargetSignal:
+    """Of one class, and those with a head of one head."""
+    return _with(signals[0], lambda name: torch.cat([getattr(signal, name) for signal in signals]))
+
+
+def _with(signal: TargetSignal, tensor: Callable[[str], Tensor]) -> TargetSignal:
+    """The signal with other tensors, by name."""
+    changes: dict[str, Any] = {name: tensor(name) for name in _SIGNAL_FIELDS[type(signal)]}
+    return replace(signal, **changes)
 
 
 def to_device(batch: TrainingBatch, device: torch.device) -> TrainingBatch:
@@ -209,7 +251,5 @@ def to_device(batch: TrainingBatch, device: torch.device) -> TrainingBatch:
     return replace(batch, **moved, targets=targets)
 
 
-def _signal_to(signal: FullVocab | TopK, device: torch.device) -> FullVocab | TopK:
-    if isinstance(signal, FullVocab):
-        return replace(signal, hidden=signal.hidden.to(device), valid=signal.valid.to(device))
-    return TopK(*(getattr(signal, name).to(device) for name in _TOP_K_FIELDS))
+def _signal_to(signal: TargetSignal, device: torch.device) -> TargetSignal:
+    return _with(signal, lambda name: getattr(signal, name).to(device))

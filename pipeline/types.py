@@ -74,7 +74,7 @@ class Rollout:
 
 DivergenceKind = Literal[
     "reverse_kl", "forward_kl", "jsd", "skew_kl", "skew_reverse_kl", "top_k_reverse_kl", "top_k_forward_kl",
-    "policy_gradient",
+    "policy_gradient", "grade",
 ]  # fmt: skip
 
 
@@ -86,8 +86,9 @@ class Divergence:
     alpha: the skew of skew_kl and skew_reverse_kl.
     k, tail, mass_penalty: top_k_*: entries kept; one bucket for the rest instead of renormalising; the weight of
         -log(student's mass on the kept entries), only without a tail.
-    ratio_low, ratio_high, advantage_clip: policy_gradient: the importance ratio counts only inside this interval;
-        the advantage is clipped to ±advantage_clip.
+    ratio_low, ratio_high: policy_gradient and grade: the importance ratio counts only inside this interval.
+    advantage_clip: policy_gradient: the advantage is clipped to ±advantage_clip. A grade's lies within ±1.
+    clip: divergences over the whole vocabulary: a position whose value is above it pulls no more; None for no bound.
     """
 
     kind: DivergenceKind = "reverse_kl"
@@ -99,6 +100,36 @@ class Divergence:
     ratio_low: float = 0.0
     ratio_high: float = 2.0
     advantage_clip: float = 5.0
+    clip: float | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a teacher's signal is taught with: over the whole vocabulary, over its top k, by the sampled token alone."""
+
+    full: Divergence
+    top_k: Divergence
+    sampled: Divergence
+
+    def of(self, signal: FullVocab | TopK) -> Divergence:
+        if isinstance(signal, FullVocab):
+            return self.full
+        return self.top_k if signal.ids.shape[-1] else self.sampled
+
+
+@dataclass(frozen=True, eq=False)
+class Advantage:
+    """How much better than expected an answer was, at each of its tokens. values (n,) fp32; valid (n,) bool.
+
+    It depends on the whole answer that was written, never on what else could have stood at one position: a divergence
+    in its place would have no gradient on average.
+    """
+
+    values: Tensor
+    valid: Tensor
+
+
+TargetSignal = FullVocab | TopK | Advantage
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +145,7 @@ class Target:
     positions: Tensor
     weights: Tensor
     divergence: Divergence
-    signal: FullVocab | TopK
+    signal: TargetSignal
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +158,8 @@ class TrainingBatch:
     labels (N,) int64: the tokens predicted. sampling_logprobs (N,) fp32: what they were drawn with; NaN where the
         student did not write them.
     nll_weights (N,) fp32: normalised weight of -log p(label), for supervised rows; zero elsewhere.
-    group (N,) int64: index into `domains`, for metrics.
+    group (N,) int64: index into `domains`, for metrics. part (N,) int64: index into `parts`, which say whose text a
+        token is: the student's, a reference, a teacher's sample, a teacher's rewrite.
     """
 
     input_ids: Tensor
@@ -139,6 +171,8 @@ class TrainingBatch:
     nll_weights: Tensor
     group: Tensor
     domains: tuple[str, ...]
+    part: Tensor
+    parts: tuple[str, ...]
     targets: tuple[Target, ...]
     temperature: float = 1.0
 
@@ -147,9 +181,9 @@ class TrainingBatch:
 class TargetOutput:
     """What one Target came to. All detached.
 
-    divergence (n,) fp32: the value per token, before weights. overlap (n,) fp32: the share of the student's top-k
-    that is in the teacher's, NaN where it was not measured. mass (n,) fp32: the student's probability on the
-    teacher's kept entries; NaN for a full vocabulary.
+    divergence (n,) fp32: the value per token, before weights; for a grade the importance ratio as it counted. overlap
+    (n,) fp32: the share of the student's top-k that is in the teacher's, NaN where it was not measured. mass (n,) fp32:
+    the student's probability on the teacher's kept entries; NaN where there are none.
     """
 
     teacher: str

@@ -82,6 +82,8 @@ def fused(given: Problem, chunk_bytes: int) -> Tensor:
         nothing,
         torch.zeros_like(ids),
         ("a",),
+        torch.zeros_like(ids),
+        ("rollout",),
         (target,),
     )
     own = Head("student", size, lambda: HeadWeights(given.weight))

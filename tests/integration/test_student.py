@@ -93,6 +93,8 @@ def batch_of(lengths: Sequence[tuple[int, int]], teacher: torch.nn.Module | None
         nll_weights=torch.rand(count, generator=generator) / 10,
         group=torch.zeros(count, dtype=torch.int64),
         domains=("d",),
+        part=torch.zeros(count, dtype=torch.int64),
+        parts=("rollout",),
         targets=targets,
     )
 

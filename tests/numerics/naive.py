@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipeline.types import Divergence, Target, TrainingBatch
+from pipeline.types import Advantage, Divergence, Target, TargetSignal, TrainingBatch
 from teachers.types import FullVocab, Head, HeadWeights, TopK
 
 KINDS = {
@@ -24,13 +24,20 @@ KINDS = {
     "top_k_reverse_kl tail": Divergence("top_k_reverse_kl", k=5, tail=True),
     "top_k_forward_kl tail": Divergence("top_k_forward_kl", k=5, tail=True),
     "policy_gradient": Divergence("policy_gradient", ratio_low=0.5, ratio_high=2.0, advantage_clip=1.0),
+    "forward_kl clip": Divergence("forward_kl", clip=1.5),
 }
-DENSE = ("reverse_kl", "forward_kl", "jsd", "skew_kl", "skew_reverse_kl")
+GRADE = Divergence("grade", ratio_low=0.5, ratio_high=2.0)
+DENSE = ("reverse_kl", "forward_kl", "jsd", "skew_kl", "skew_reverse_kl", "forward_kl clip")
 SPARSE = tuple(name for name in KINDS if name not in DENSE)
 
 
 def divergence_of(kind: Divergence, lp: Tensor, lq: Tensor) -> Tensor:
     """Over the whole vocabulary; lp, lq (C, V) -> (C,)."""
+    value = _whole_divergence_of(kind, lp, lq)
+    return value if kind.clip is None else value.clamp(max=kind.clip)
+
+
+def _whole_divergence_of(kind: Divergence, lp: Tensor, lq: Tensor) -> Tensor:
     p, q = lp.exp(), lq.exp()
 
     def kl(a: Tensor, b: Tensor) -> Tensor:
@@ -69,9 +76,13 @@ def top_k_of(kind: Divergence, lp: Tensor, ids: Tensor, lq: Tensor, log_tail: Te
 
 def surrogate_of(kind: Divergence, lp: Tensor, lq: Tensor, sampling: Tensor) -> Tensor:
     """Policy gradient on the label; all (C,)."""
+    return graded_of(kind, lp, (lq - lp).detach().clamp(-kind.advantage_clip, kind.advantage_clip), sampling)
+
+
+def graded_of(kind: Divergence, lp: Tensor, advantage: Tensor, sampling: Tensor) -> Tensor:
+    """An advantage that is given; all (C,)."""
     ratio = (lp - sampling).exp().detach()
     ratio = torch.where((ratio >= kind.ratio_low) & (ratio <= kind.ratio_high), ratio, 0.0)
-    advantage = (lq - lp).detach().clamp(-kind.advantage_clip, kind.advantage_clip)
     return -ratio * advantage * lp
 
 
@@ -94,9 +105,11 @@ def values(target: Target, lp: Tensor, batch: TrainingBatch) -> Tensor:
         if kind.kind in DENSE:
             return divergence_of(kind, own, lq)
         signal = signal_top_k(lq, min(kind.k, lq.shape[-1]), labels)
+    sampled = own.gather(1, labels[:, None]).squeeze(1)
+    sampling = batch.sampling_logprobs[target.positions].double()
+    if isinstance(signal, Advantage):
+        return graded_of(kind, sampled, signal.values.double(), sampling)
     if kind.kind == "policy_gradient":
-        sampled = own.gather(1, labels[:, None]).squeeze(1)
-        sampling = batch.sampling_logprobs[target.positions].double()
         return surrogate_of(kind, sampled, signal.token_logprobs.double(), sampling)
     return top_k_of(kind, own, signal.ids, signal.logprobs.double(), signal.log_tail.double())
 
@@ -156,6 +169,10 @@ def full(seed: int, positions: Sequence[int], head: Head, dtype: torch.dtype, wi
     return FullVocab(hidden, head, torch.ones(len(positions), dtype=torch.bool))
 
 
+def graded(seed: int, positions: Sequence[int], dtype: torch.dtype = torch.float64) -> Advantage:
+    return Advantage(draw(len(positions), seed=seed).to(dtype), torch.ones(len(positions), dtype=torch.bool))
+
+
 def make_batch(
     targets: Sequence[Target], *, rows: int = ROWS, size: int = SIZE, nll: bool = False, temperature: float = 1.0
 ) -> TrainingBatch:
@@ -165,10 +182,10 @@ def make_batch(
     ids = torch.arange(rows)
     return TrainingBatch(
         ids, ids, torch.tensor([0, rows]), ids, labels, -4 * torch.rand(rows, generator=generator), weights,
-        torch.zeros_like(ids), ("a",), tuple(targets), temperature,
+        torch.zeros_like(ids), ("a",), torch.zeros_like(ids), ("student",), tuple(targets), temperature,
     )  # fmt: skip
 
 
-def make_target(kind: Divergence, positions: Sequence[int], signal: FullVocab | TopK, seed: int = 3) -> Target:
+def make_target(kind: Divergence, positions: Sequence[int], signal: TargetSignal, seed: int = 3) -> Target:
     weights = torch.rand(len(positions), generator=torch.Generator().manual_seed(seed))
     return Target(f"teacher {seed}", torch.tensor(positions), weights, kind, signal)

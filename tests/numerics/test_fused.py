@@ -16,6 +16,7 @@ from pipeline.fused import OVERLAP_STRIDE, fused_loss
 from pipeline.types import Divergence, StepOutput, Target, TrainingBatch
 from teachers.types import FullVocab, Head, HeadWeights, TopK
 from tests.numerics.naive import (
+    GRADE,
     KINDS,
     ROWS,
     SIZE,
@@ -23,6 +24,7 @@ from tests.numerics.naive import (
     WIDTH,
     draw,
     full,
+    graded,
     logits,
     make_batch,
     make_head,
@@ -62,7 +64,7 @@ def compare(hidden: Tensor, head: Head, weights: HeadWeights, batch: TrainingBat
     for found, wanted in zip(gradients, expected.gradients, strict=True):
         torch.testing.assert_close(found.double(), wanted, **tolerance)
     for target, measured, values in zip(batch.targets, output.targets, expected.values, strict=True):
-        if target.divergence.kind != "policy_gradient":
+        if target.divergence.kind not in ("policy_gradient", "grade") and target.divergence.clip is None:
             torch.testing.assert_close(measured.divergence.double(), values, **tolerance)
     return output
 
@@ -108,7 +110,7 @@ def test_bfloat16_stays_near(name: str) -> None:
     expected = naive(hidden, head, weights, batch)
     assert output.loss.dtype == torch.float32
     assert [g.dtype for g in gradients] == [torch.bfloat16, torch.bfloat16]
-    if name != "policy_gradient":  # its ratio's interval makes it jump
+    if name not in ("policy_gradient", "forward_kl clip"):  # which jump, at the ratio's interval and at the clip
         torch.testing.assert_close(output.loss.double(), expected.loss, rtol=0.02, atol=0.02)
         for found, wanted in zip(gradients, expected.gradients, strict=True):
             assert (found.double() - wanted).norm() < 0.05 * wanted.norm()
@@ -139,8 +141,71 @@ def test_the_sampled_token_alone_is_enough_for_policy_gradient() -> None:
     assert measured.overlap.isnan().all()
 
 
+def grades(seed: int = 70, dtype: torch.dtype = torch.float64) -> Target:
+    positions = [row for row in EVERY if row % 4 != 1]
+    return make_target(GRADE, positions, graded(seed, positions, dtype), seed=seed)
+
+
+def test_grades_alone() -> None:
+    output = compare(*student(), make_batch([grades()]))
+    (measured,) = output.targets
+    assert 0 < (measured.divergence == 0).sum() < len(measured.divergence)  # ratios outside their interval
+    assert measured.overlap.isnan().all()
+    assert measured.mass.isnan().all()
+
+
+def test_grades_beside_a_divergence_and_supervision() -> None:
+    batch = one_teacher("reverse_kl")
+    compare(*student(), replace(batch, targets=(*batch.targets, grades())))
+    hidden, head, weights = student(torch.float32)
+    batch = one_teacher("top_k_forward_kl tail", torch.float32)
+    batch = replace(batch, targets=(grades(dtype=torch.float32), *batch.targets))
+    compare(hidden, head, weights, batch, rtol=1e-4, atol=2e-5)
+
+
+def test_the_gradient_of_grades_is_the_slope_of_their_surrogate() -> None:
+    """Finite differences along random directions, with the importance ratio held where it is."""
+    hidden, head, weights = student()
+    target = grades()
+    batch = make_batch([target], temperature=0.8)
+    _, gradients = run(hidden, head, weights, batch)
+    labels, sampling = (x[target.positions] for x in (batch.labels, batch.sampling_logprobs))
+
+    def logprobs(h: Tensor, w: Tensor) -> Tensor:
+        lp = (logits(head, HeadWeights(w), h) / batch.temperature).log_softmax(-1)[target.positions]
+        return lp.gather(1, labels[:, None]).squeeze(1).detach()
+
+    ratio = (logprobs(hidden, weights.weight) - sampling).exp()
+    pull = target.weights * ratio.where((ratio >= 0.5) & (ratio <= 2.0), 0.0) * target.signal.values
+    for seed in range(5):
+        steps = draw(*hidden.shape, seed=seed), draw(*weights.weight.shape, seed=seed + 50)
+        up, down = (
+            -(pull * logprobs(hidden + e * steps[0], weights.weight + e * steps[1])).sum() for e in (1e-6, -1e-6)
+        )
+        slope = sum((g * step).sum() for g, step in zip(gradients, steps, strict=True))
+        torch.testing.assert_close((up - down) / 2e-6, slope, rtol=1e-6, atol=1e-8)
+
+
+def test_no_advantage_no_gradient_and_a_larger_one_in_proportion() -> None:
+    hidden, head, weights = student()
+    target = grades()
+    _, gradients = run(hidden, head, weights, make_batch([target]))
+    for factor in (0.0, 1.0, -2.0, 4.0):
+        signal = replace(target.signal, values=target.signal.values * factor)
+        _, found = run(hidden, head, weights, make_batch([replace(target, signal=signal)]))
+        for one, other in zip(found, gradients, strict=True):
+            assert torch.equal(one, factor * other)
+
+
+def test_an_advantage_is_taught_by_grade_and_grade_by_an_advantage() -> None:
+    head, _ = make_head(200, torch.float64)
+    for kind, signal in ((KINDS["policy_gradient"], graded(1, EVERY)), (GRADE, full(60, EVERY, head, torch.float64))):
+        with pytest.raises(AssertionError, match=kind.kind):
+            run(*student(), make_batch([make_target(kind, EVERY, signal)]))
+
+
 def several(dtype: torch.dtype = torch.float64) -> TrainingBatch:
-    """Ten targets of every kind over overlapping positions, two of them with the same head."""
+    """Ten targets of every kind over overlapping positions, two of them with the same head, and grades."""
     heads = [make_head(200 + 10 * i, dtype)[0] for i in range(5)]
     kinds = list(KINDS.values())
     targets = []
@@ -148,7 +213,7 @@ def several(dtype: torch.dtype = torch.float64) -> TrainingBatch:
         positions = [row for row in EVERY if (row // 3 + index) % 4 < 2]
         signal = full(60 + index, positions, heads[index % 5], dtype)
         targets.append(make_target(kinds[index], positions, signal, seed=index))
-    return make_batch(targets, nll=True)
+    return make_batch([*targets, grades(dtype=dtype)], nll=True)
 
 
 def test_several_teachers_on_one_position() -> None:
@@ -210,8 +275,8 @@ def row_of(batch: TrainingBatch, row: int) -> TrainingBatch:
     targets = []
     for target in batch.targets:
         here = (target.positions == row).nonzero().squeeze(-1)
-        assert isinstance(target.signal, FullVocab)
-        signal = replace(target.signal, hidden=target.signal.hidden[here], valid=target.signal.valid[here])
+        name = "hidden" if isinstance(target.signal, FullVocab) else "values"
+        signal = replace(target.signal, **{k: getattr(target.signal, k)[here] for k in (name, "valid")})
         targets.append(replace(target, positions=0 * here, weights=target.weights[here], signal=signal))
     return replace(
         batch,

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.objectives import (
     LOG_FLOOR,
     Sparse,
+    grade_term,
     log_of_the_rest,
     nll_term,
     policy_gradient_term,
@@ -18,7 +19,17 @@ from pipeline.objectives import (
     value_and_logit_grad,
 )
 from pipeline.types import Divergence
-from tests.numerics.naive import DENSE, KINDS, divergence_of, draw, signal_top_k, surrogate_of, top_k_of
+from tests.numerics.naive import (
+    DENSE,
+    GRADE,
+    KINDS,
+    divergence_of,
+    draw,
+    graded_of,
+    signal_top_k,
+    surrogate_of,
+    top_k_of,
+)
 
 C, V = 7, 29
 dense = pytest.mark.parametrize("name", DENSE)
@@ -179,6 +190,19 @@ def test_a_weighted_sum_of_jsd_is_not_the_jsd_of_a_mixture() -> None:
     assert (parts - value_and_logit_grad(KINDS["jsd"], lp, mixture)[1]).norm() > 0.01 * parts.norm()
 
 
+def test_a_clip_bounds_whole_positions() -> None:
+    """Below it nothing changes, above it the value is the clip and nothing pulls; entries are never cut one by one."""
+    logits, lq = pair()
+    lp = logits.log_softmax(-1)
+    value, gradient = value_and_logit_grad(KINDS["forward_kl"], lp, lq)
+    clip = float(value.median())
+    clipped, slope = value_and_logit_grad(Divergence("forward_kl", clip=clip), lp, lq)
+    above = value > clip
+    assert 0 < above.sum() < C
+    assert torch.equal(clipped, value.clamp(max=clip))
+    assert torch.equal(slope, gradient.masked_fill(above[:, None], 0.0))
+
+
 # ---- top-k ----
 
 
@@ -334,6 +358,67 @@ def test_policy_gradient_ignores_what_the_student_did_not_write_and_survives_a_m
     assert term.kept[0] == 0
     assert term.value.isfinite().all()
     assert term.shown[1] == -1.0 - LOG_FLOOR
+
+
+def every_answer() -> tuple[Tensor, Tensor, Tensor]:
+    """One position, every token as the answer: log-probabilities (1, V), grades (V,), the gradient of their mean."""
+    lp, grades = pair()[0][:1].log_softmax(-1), draw(V, seed=8).sigmoid()
+    p = lp.exp()[0]
+    return lp, grades, (p * (grades - (p * grades).sum()))[None]
+
+
+def grade_gradients(lp: Tensor, advantage: Tensor, mu: Tensor, kind: Divergence = GRADE) -> Tensor:
+    """(V, V): d loss / d logits, were token y the answer, in row y; lp, mu (V,), advantage (V,) of each answer."""
+    term = grade_term(kind, lp, advantage, mu, torch.arange(V))
+    return logit_grad(term, lp.exp().expand(V, V))
+
+
+def test_grade_value_and_gradient() -> None:
+    logits, _ = pair()
+    labels = torch.arange(C) * 3
+    own = logits.log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
+    advantage = draw(C, seed=4)
+    sampling = own + torch.tensor([0.0, 0.3, -0.3, 2.0, -2.0, 0.0, torch.nan])  # the last three but one count nothing
+    term = grade_term(GRADE, own, advantage, sampling, labels)
+    expected, slope = autograd(
+        lambda lp: graded_of(GRADE, lp.gather(1, labels[:, None]).squeeze(1), advantage, sampling), logits
+    )
+    torch.testing.assert_close(term.value, expected)
+    torch.testing.assert_close(logit_grad(term, logits.softmax(-1)), slope)
+    assert (slope.abs().amax(-1) > 0).tolist() == [True, True, True, False, False, True, False]
+    ratio = torch.tensor([0.0, -0.3, 0.3, 0.0], dtype=torch.float64).exp()
+    torch.testing.assert_close(term.shown[[0, 1, 2, 5]], ratio)
+    assert term.shown[[3, 4, 6]].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_grades_less_the_other_samples_follow_the_mean_grade_on_average() -> None:
+    """Σ_yz π(y) π(z) (gradient at y with the grade of z as its baseline) = -∇ E[grade]; without drawing."""
+    lp, grades, slope = every_answer()
+    p = lp.exp()[0]
+    advantage = grades - (p * grades).sum()  # the mean over z of grade(y) - grade(z): the gradient is linear in it
+    average = (p[:, None] * grade_gradients(lp[0], advantage, lp[0])).sum(0, keepdim=True)
+    torch.testing.assert_close(average, -slope)
+    pairs = sum(p[z] * grade_gradients(lp[0], grades - grades[z], lp[0]) for z in range(V))
+    torch.testing.assert_close((p[:, None] * pairs).sum(0, keepdim=True), -slope)
+
+
+def test_grades_correct_for_another_sampler_on_average() -> None:
+    lp, grades, slope = every_answer()
+    mu = draw(V, seed=9).log_softmax(-1)
+    kind = replace(GRADE, ratio_low=0.0, ratio_high=1e6)
+    average = (mu.exp()[:, None] * grade_gradients(lp[0], grades, mu, kind)).sum(0, keepdim=True)
+    torch.testing.assert_close(average, -slope)
+
+
+def test_an_advantage_that_does_not_know_the_answer_teaches_nothing_on_average() -> None:
+    """A divergence of the position as its advantage: the same number for every token that could stand there."""
+    lp, lq = pair()[0][:1].log_softmax(-1), pair()[1][:1]
+    divergence, slope = value_and_logit_grad(KINDS["reverse_kl"], lp, lq)
+    gradients = grade_gradients(lp[0], -divergence.expand(V), lp[0])
+    average = (lp.exp().T * gradients).sum(0)
+    torch.testing.assert_close(average, torch.zeros(V, dtype=torch.float64), atol=1e-14, rtol=0)
+    assert gradients.abs().max() > 0.1
+    assert slope.abs().max() > 0.1
 
 
 def test_nll_value_and_gradient() -> None:
