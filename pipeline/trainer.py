@@ -202,14 +202,7 @@ def update(loop: Loop, rows: Sequence[Row], step: int, rate: float) -> tuple[Sum
 
 def cut_into_batches(loop: Loop, rows: Sequence[Row]) -> list[TrainingBatch]:
     """This process's forwards: as many as the process with the most has, the missing ones empty."""
-    counts = loop.world.gather(normaliser(rows, loop.average))
-    norm = Normaliser(
-        loop.average,
-        rows=sum(count.rows for count in counts),
-        tokens=sum(count.tokens for count in counts),
-        supervised_rows=sum(count.supervised_rows for count in counts),
-        supervised_tokens=sum(count.supervised_tokens for count in counts),
-    )
+    norm = Normaliser.merge(loop.world.gather(normaliser(rows, loop.average)))
     groups = group_rows(rows, loop.training.tokens_per_forward)
     most = max(1, *loop.world.gather(len(groups)))
     groups += [[] for _ in range(most - len(groups))]
