@@ -1,48 +1,98 @@
-"""Rollouts -> requests -> plan -> answers -> rows: who is asked about what, and what came of it."""
+"""Rollouts -> requests -> the plan -> answers -> rows: who is asked about what, and what came of it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from pipeline.checkers import check
+from pipeline.evaluate import answer_text
+from pipeline.judgments import Baselines, Judged, JudgedSettings, judge
 from pipeline.recipe import AllTeachers, ByDomain, Mixture, RecipeBase
+from pipeline.recipe import Cascade as CascadeRouting
 from pipeline.targets import ANCHOR, Row, Score
-from pipeline.types import Divergence, Rollout
-from teachers.plan import Routes, plan, renormalise
+from pipeline.types import Divergence, Losses, Rollout
+from teachers.causal_lm import CausalLM
+from teachers.config import RemoteBase, SelfTeacher
+from teachers.exchange import Settled
+from teachers.plan import Cascade, Plan, Result, Routes
 from teachers.pool import Pool
-from teachers.types import Answer, FullVocab, LocalTeacher, ScoreRequest, TeacherFailure, TopK
+from teachers.types import (
+    Answer,
+    FullVocab,
+    Judgment,
+    LocalTeacher,
+    ScoreRequest,
+    TeacherFailure,
+    TopK,
+)
+
+FEEDBACK = "feedback:"
 
 
 @dataclass(frozen=True, eq=False)
 class Asking:
     """Everything that decides what a row is taught, besides the rollout itself.
 
-    weights: a teacher's weight in the recipe. anchor: the initial student as a teacher, with its weight, or None.
+    weights: a teacher's weight in the recipe. lm, stop: how a completion is read as text. anchor: the initial student
+    as a teacher, with its weight, or None. quorum: the share of a step's rows that somebody must have answered; with
+    fewer a step waits and asks again, or stops the run.
     """
 
     pool: Pool
-    routes: Routes
+    plan: Plan
     weights: Mapping[str, float]
-    divergence: Divergence
+    losses: Losses
+    judged: JudgedSettings
+    lm: CausalLM
+    stop: tuple[str, ...] = ()
     anchor: tuple[LocalTeacher, float] | None = None
+    quorum: float = 0.0
+    waits: bool = False
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Rows in the order of the rollouts, and how often each teacher failed for which reason."""
+    """Rows in the order of the rollouts, then those that corrections added.
+
+    failures: teacher -> reason -> how often. unanswered: requests that nobody answered. baselines: of grades, for the
+    next step. given: one entry per request, who gave what for it (provenance). notes: counts of what judgments came to.
+    """
 
     rows: tuple[Row, ...]
     failures: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    unanswered: int = 0
+    baselines: Baselines = field(default_factory=Baselines)
+    given: tuple[Mapping[str, object], ...] = ()
+    judged: Mapping[str, float] = field(default_factory=dict)
 
 
-def routes_of(recipe: RecipeBase) -> Routes:
-    """The recipe's routing as shares by domain. `recipe_file` has made sure that every name exists."""
+# ---- from the recipe ----
+
+
+def plan_of(recipe: RecipeBase) -> Plan:
+    """The recipe's routing, fallbacks and feedback. `recipe_checks` has made sure that every name exists."""
+    teachers = recipe.teachers.items()
+    fallback = {name: t.fallback for name, t in teachers if isinstance(t, RemoteBase) and t.fallback}
+    needs = {
+        name: t.sees.removeprefix(FEEDBACK)
+        for name, t in teachers
+        if isinstance(t, SelfTeacher) and t.sees.startswith(FEEDBACK)
+    }
+    return Plan(routes_of(recipe), fallback, needs)
+
+
+def routes_of(recipe: RecipeBase) -> Routes | Cascade:
+    """The recipe's routing as shares by domain, or as a cascade."""
     routing = recipe.routing
     if isinstance(routing, AllTeachers):
         return Routes({}, dict.fromkeys(recipe.teachers, 1.0))
     if isinstance(routing, Mixture):
         return Routes({}, routing.shares)
+    if isinstance(routing, CascadeRouting):
+        return Cascade(routing.order, routing.unsure, routing.disagreement, routing.checker)
     assert isinstance(routing, ByDomain)
     table = {name: {name: 1.0} for name in recipe.teachers}
     table |= {
@@ -51,8 +101,19 @@ def routes_of(recipe: RecipeBase) -> Routes:
     return Routes(table, {routing.default: 1.0} if routing.default else {})
 
 
-def request_of(rollout: Rollout, step: int) -> ScoreRequest:
+def judged_by_checker(checker: str, completion: str, reference: str | None, request: ScoreRequest) -> float | None:
+    """A checker of the recipe's, for teachers that grade with it."""
+    return check(checker, completion, reference, None)
+
+
+# ---- a rollout as a request ----
+
+
+def request_of(asking: Asking, rollout: Rollout, step: int) -> ScoreRequest:
     prompt = rollout.prompt
+    text = answer_text(rollout, asking.lm, asking.stop) if asking.pool.remote else ""
+    cascade = asking.plan.routes
+    judged = isinstance(cascade, Cascade) and cascade.checker and prompt.checker is not None
     return ScoreRequest(
         request_id=rollout.rollout_id,
         group_id=prompt.prompt_id,
@@ -66,36 +127,100 @@ def request_of(rollout: Rollout, step: int) -> ScoreRequest:
         privileged=prompt.privileged,
         private=prompt.private,
         checker=prompt.checker,
+        completion=text,
+        checked=check(prompt.checker or "none", text, prompt.reference, prompt) if judged else None,
     )
 
 
-def ask(asking: Asking, rollouts: Sequence[Rollout], step: int) -> Asked:
-    """Asks every teacher that the plan names and joins the answers to the rollouts."""
-    requests = {rollout.rollout_id: request_of(rollout, step) for rollout in rollouts}
-    scores: dict[str, list[Score]] = {rollout.rollout_id: [] for rollout in rollouts}
+def local_rows(asking: Asking, rollouts: Sequence[Rollout], step: int) -> list[Row]:
+    """Rows scored by the teachers in this process alone, and by such of them as give distributions."""
+    if isinstance(asking.plan.routes, Cascade):
+        return []
+    requests = {rollout.rollout_id: request_of(asking, rollout, step) for rollout in rollouts}
+    rows = {rollout.rollout_id: Row(rollout) for rollout in rollouts}
+    asked: dict[str, list[ScoreRequest]] = {}
+    for request in requests.values():
+        for teacher in asking.plan.routes.shares(request.domain):
+            if teacher not in asking.pool.remote:
+                asked.setdefault(teacher, []).append(request)
+    for teacher, questions in asked.items():
+        for request_id, result in asking.pool.score(teacher, questions):
+            if isinstance(result, Answer) and isinstance(result.signal, FullVocab | TopK):
+                score = Score(teacher, 1.0, asking.losses.of(result.signal), result.signal)
+                rows[request_id] = replace(rows[request_id], scores=(*rows[request_id].scores, score))
+    return list(rows.values())
+
+
+# ---- answers as rows ----
+
+
+def rows_of(
+    asking: Asking,
+    rollouts: Sequence[Rollout],
+    settled: Mapping[str, Settled],
+    baselines: Baselines,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
+) -> Asked:
+    """Joins what the teachers said to the rollouts that they said it of. gather: as for `judgments.judge`."""
     failures: dict[str, Counter[str]] = {}
-    for stage in plan(tuple(requests.values()), asking.routes):
-        answers: dict[tuple[str, str], Answer] = {}
-        failed: set[tuple[str, str]] = set()
-        for teacher, request_id, result in asking.pool.score(stage, requests):
+    scores: dict[str, list[Score]] = {rollout.rollout_id: [] for rollout in rollouts}
+    judgments: dict[str, list[tuple[str, float, Judgment]]] = {}
+    for rollout in rollouts:
+        found = settled[rollout.rollout_id]
+        for teacher, result in found.results.items():
             if isinstance(result, TeacherFailure):
                 failures.setdefault(teacher, Counter())[result.reason] += 1
-                failed.add((teacher, request_id))
+        for teacher, share in found.shares.items():
+            signal = _answer(found.results[teacher]).signal
+            coefficient = share * asking.weights[teacher]
+            if isinstance(signal, Judgment):
+                judgments.setdefault(rollout.rollout_id, []).append((teacher, coefficient, signal))
             else:
-                answers[teacher, request_id] = result
-        for assignment in renormalise(stage, failed):
-            answer = answers[assignment.teacher, assignment.request_id]
-            coefficient = assignment.share * asking.weights[assignment.teacher]
-            scores[assignment.request_id].append(_score(assignment.teacher, coefficient, asking.divergence, answer))
+                scores[rollout.rollout_id].append(Score(teacher, coefficient, asking.losses.of(signal), signal))
+    judged: Judged = judge(rollouts, judgments, asking.judged, baselines, asking.lm, gather)
+    for rollout_id, grades in judged.scores.items():
+        scores[rollout_id] += grades
     if asking.anchor is not None:
-        _add_anchor(asking.anchor, requests, scores, failures)
-    rows = tuple(Row(rollout, tuple(scores[rollout.rollout_id])) for rollout in rollouts)
-    return Asked(rows, {teacher: dict(sorted(counts.items())) for teacher, counts in sorted(failures.items())})
+        _add_anchor(asking.anchor, {name: found.request for name, found in settled.items()}, scores, failures)
+    rows = [Row(rollout, tuple(scores[rollout.rollout_id])) for rollout in rollouts]
+    return Asked(
+        rows=(*rows, *judged.rows),
+        failures={teacher: dict(sorted(counts.items())) for teacher, counts in sorted(failures.items())},
+        unanswered=sum(not found.shares for found in settled.values()),
+        baselines=judged.baselines,
+        given=tuple(_given(found) for found in settled.values()),
+        judged=judged.counts,
+    )
 
 
-def _score(teacher: str, coefficient: float, divergence: Divergence, answer: Answer) -> Score:
-    assert isinstance(answer.signal, FullVocab | TopK), f"{teacher} gave {type(answer.signal).__name__}"
-    return Score(teacher, coefficient, divergence, answer.signal)
+def _answer(result: Result) -> Answer:
+    assert isinstance(result, Answer), "only those who answered have a share"
+    return result
+
+
+def _given(found: Settled) -> dict[str, object]:
+    """Who gave what for one sample: the line of provenance."""
+    teachers: dict[str, object] = {}
+    for name, result in found.results.items():
+        if isinstance(result, TeacherFailure):
+            teachers[name] = {"failed": result.reason}
+            continue
+        entry: dict[str, object] = {"gave": _kinds(result), "share": found.shares.get(name, 0.0)}
+        if result.model_returned is not None:
+            entry["model"] = result.model_returned
+        if result.journal_key is not None:
+            entry["journal_key"] = result.journal_key
+        teachers[name] = entry
+    return {"request_id": found.request.request_id, "private": found.request.private, "teachers": teachers}
+
+
+def _kinds(answer: Answer) -> list[str]:
+    signal = answer.signal
+    if isinstance(signal, FullVocab):
+        return ["distribution"]
+    if isinstance(signal, TopK):
+        return [f"top_{signal.ids.shape[-1]}"] if signal.ids.shape[-1] else ["sampled_token"]
+    return [name for name in ("score", "feedback", "rewrite") if getattr(signal, name) is not None]
 
 
 def _add_anchor(
@@ -110,4 +235,5 @@ def _add_anchor(
         if isinstance(result, TeacherFailure):
             failures.setdefault(ANCHOR, Counter())[result.reason] += 1
         else:
-            scores[request_id].append(_score(ANCHOR, weight, Divergence("reverse_kl"), result))
+            assert isinstance(result.signal, FullVocab)
+            scores[request_id].append(Score(ANCHOR, weight, Divergence("reverse_kl"), result.signal))

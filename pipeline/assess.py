@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.asking import ask, routes_of
+from pipeline.asking import local_rows, routes_of
 from pipeline.comparisons import average
 from pipeline.evaluate import BASE, SPECIALIST, STUDENT, Evaluation, Score, evaluate_model, evaluation_json, table
 from pipeline.files import append_line, read_json, read_lines, write_json
@@ -21,6 +21,7 @@ from pipeline.trainer import Loop
 from pipeline.types import Prompt
 from pipeline.writers import student_writer
 from teachers.causal_lm import CausalLM
+from teachers.pool import writes
 
 Scores = dict[str, Score]  # by domain
 KL_PROMPTS = 32  # per domain: KL is a mean over their tokens, a few hundred are enough
@@ -70,17 +71,22 @@ def student(job: Job, parts: Parts, step: int) -> Scores:
 
 
 def main_teachers(job: Job, parts: Parts) -> dict[str, list[str]]:
-    """Each teacher that has the largest share of some domain, with those domains."""
+    """Each teacher that has the largest share of some domain, with those domains; only such as can write answers."""
     routes = routes_of(job.recipe)
     teachers: dict[str, list[str]] = {}
     for domain in sorted(parts.prompts.held_out):
-        teachers.setdefault(routes.main_teacher(domain), []).append(domain)
+        teacher = routes.main_teacher(domain)
+        if writes(parts.pool.teachers[teacher]):
+            teachers.setdefault(teacher, []).append(domain)
     return teachers
 
 
 @torch.no_grad()
 def divergence_left(job: Job, parts: Parts, loop: Loop, step: int) -> dict[str, dict[str, float]]:
-    """domain -> teacher -> KL in nats per token, on answers that the student samples to held-out prompts."""
+    """domain -> teacher -> KL in nats per token, on answers that the student samples to held-out prompts.
+
+    To teachers in this process only: nobody pays for an evaluation that was not asked for.
+    """
     path = job.folder / "evaluations" / f"kl-{step:06d}.json"
     if job.world.is_main and not path.exists():
         assert loop.asking is not None
@@ -89,7 +95,7 @@ def divergence_left(job: Job, parts: Parts, loop: Loop, step: int) -> dict[str, 
         left: dict[str, dict[str, float]] = {}
         for domain, prompts in parts.prompts.held_out.items():
             rollouts = write(prompts[:KL_PROMPTS], 0)
-            rows = ask(loop.asking, rollouts, step).rows
+            rows = local_rows(loop.asking, rollouts, step)
             sums = Sums()
             for group in group_rows(rows, loop.training.tokens_per_forward):
                 norm = normaliser(rows, loop.average)

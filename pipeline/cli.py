@@ -57,6 +57,9 @@ def run_command(
     extend: Annotated[
         bool, typer.Option("--extend", help="Go on with a finished run: more steps, another teacher or domain.")
     ] = False,
+    journal: Annotated[
+        Path | None, typer.Option("--journal", help="Share remote teachers' answers with other runs through this file.")
+    ] = None,
 ) -> None:
     """Run a recipe, and first what it prepares; results go to its output directory."""
     again = shlex.join(["tutelage", "run", str(recipe), *(overrides or ()), "--resume"])
@@ -65,7 +68,12 @@ def run_command(
             raise typer.BadParameter(
                 "--resume goes on with an unfinished run, --extend adds to a finished one: give one"
             )
-        loaded = _load(recipe, overrides or ())
+        shared = () if journal is None else (f"pool.journal={shlex.quote(str(journal.absolute()))}",)
+        loaded = _load(recipe, (*(overrides or ()), *shared))
+        if loaded.recipe.privacy.mode == "sealed":
+            from pipeline.sealed import allowed_addresses, seal
+
+            seal(allowed_addresses(loaded.recipe))
         with _display() as display:
             from pipeline.run import run
 
@@ -105,6 +113,23 @@ def recipes_command() -> None:
     width = max(len(str(path)) for path in found)
     for path in found:
         typer.echo(f"{str(path).ljust(width)}  {_title(path)}".rstrip())
+
+
+@app.command("journal")
+def journal_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or a journal's file.")],
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FILE", help="Write every attempt and answer as a line of JSON.")
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Take out the answers that no checkpoint can need any more.")
+    ] = False,
+) -> None:
+    """List what a run asked its remote teachers, what came of it and what it cost."""
+    with _one_line_errors(""), _display() as display:
+        from pipeline.journal_command import show_journal
+
+        show_journal(run, export=export, prune=prune, display=display)
 
 
 def main() -> None:

@@ -77,11 +77,12 @@ def evaluate_model(
     """
     greedy = replace(settings, temperature=0.0, top_p=1.0, top_k=0, samples_per_prompt=1)
     generator = LocalGenerator(lm)
+    counted = None if advance is None else lambda rollouts: advance(len(rollouts))
     domains: dict[str, Score] = {}
     samples: list[Sample] = []
     for domain, prompts in held_out.items():
         rendered = [(prompt, render(prompt.conversation, lm.tokenizer)) for prompt in prompts[:prompts_per_domain]]
-        rollouts = generator.generate(rendered, greedy, seed=0, step=0, policy_version=0, on_finished=advance)
+        rollouts = generator.generate(rendered, greedy, seed=0, step=0, policy_version=0, on_finished=counted)
         judged = [_judge(rollout, lm, greedy.stop) for rollout in rollouts]
         domains[domain] = summarise(rollouts, judged)
         samples += judged

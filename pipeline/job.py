@@ -10,23 +10,32 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from pipeline.asking import Asking, routes_of
+from pipeline.asking import Asking, judged_by_checker, plan_of, routes_of
+from pipeline.averaging import Averages, averages_of, selves_of
 from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.new_model import create_model
+from pipeline.judgments import JudgedSettings
 from pipeline.optim import build_optimizer
-from pipeline.prompts import PromptSets, load_prompts, require, require_lengths
+from pipeline.privacy import guard_of
+from pipeline.prompts import PromptSets, load_prompts, require, require_lengths, require_references
 from pipeline.ranks import World
 from pipeline.recipe import DistillRecipe, NewModel, RecipeBase, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name
+from pipeline.remote import Desk
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.run_directory import same_data
 from pipeline.student import Student, frozen_initial, load_student
 from pipeline.targets import ANCHOR
 from pipeline.trainer import Loop
-from pipeline.writers import Writer, reference_writer, student_writer, teacher_writer
+from pipeline.writers import Writer, reference_length, reference_writer, student_writer, teacher_writer
 from teachers.causal_lm import render
 from teachers.pool import Pool, build_pool
+from teachers.tools import Tools
+from teachers.types import Conversation
+
+
+WRITTEN_TOGETHER = 8  # steps of teachers' answers; a teacher that writes six rows at a time takes as long as for fifty
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +59,10 @@ class Parts:
     """What a job's recipe names, loaded."""
 
     student: Student
+    averages: Averages
     pool: Pool
     prompts: PromptSets
+    desk: Desk
 
 
 def make_accelerator(recipe: RecipeBase) -> Accelerator:
@@ -98,15 +109,31 @@ def load_parts(job: Job) -> Parts:
         context=student.lm.context,
         new=recipe.rollout.max_new_tokens if written else 0,
     )
+    if isinstance(recipe, SftRecipe) and recipe.answers == "reference":
+        require_references(prompts, lambda prompt: reference_length(prompt, student.lm), student.lm.context)
+    averages = averages_of(student, recipe.teachers.values())
+    desk = Desk(recipe, job.folder)
     pool = build_pool(
         recipe.teachers,
         student.lm,
         shared=student.shared_bases(),
         device=job.accelerator.device,
         resolve=lambda model, what: resolve(job, model, what),
+        selves=selves_of(student, averages),
+        tools=_tools(job, student),
+        courier=desk.courier if job.world.is_main else lambda _: None,
         tokens_per_forward=recipe.training.tokens_per_forward,
     )
-    return Parts(student, pool, prompts)
+    return Parts(student, averages, pool, prompts, desk)
+
+
+def _tools(job: Job, student: Student) -> Tools:
+    tokenizer = student.lm.tokenizer
+
+    def rendered(conversation: Conversation, system: str | None) -> tuple[int, ...]:
+        return render(conversation, tokenizer, system=system)
+
+    return Tools(tokenizer, rendered, guard_of(job.recipe), job.loaded.path.parent, judged_by_checker)
 
 
 def _student_path(job: Job) -> str:
@@ -136,7 +163,10 @@ def build_loop(job: Job, parts: Parts) -> Loop:
         accelerator=job.accelerator,
         world=job.world,
         write=_writer(recipe, parts),
+        averages=parts.averages,
         asking=_asking(recipe, parts) if isinstance(recipe, DistillRecipe) else None,
+        staleness=recipe.pool.staleness if isinstance(recipe, DistillRecipe) else 0,
+        block=WRITTEN_TOGETHER if isinstance(recipe, SftRecipe) and recipe.answers == "teachers" else 1,
         average=recipe.objective.average if isinstance(recipe, DistillRecipe) else recipe.average,
         reference=objective.reference if objective else 0.0,
         temperature=recipe.rollout.temperature if objective else 1.0,
@@ -161,5 +191,17 @@ def _asking(recipe: DistillRecipe, parts: Parts) -> Asking:
     anchor = None
     if objective.anchor:
         anchor = (frozen_initial(parts.student, name=ANCHOR), objective.anchor)
-    weights = {name: config.weight for name, config in recipe.teachers.items()}
-    return Asking(parts.pool, routes_of(recipe), weights, objective.as_divergence(), anchor)
+    return Asking(
+        pool=parts.pool,
+        plan=plan_of(recipe),
+        weights={name: config.weight for name, config in recipe.teachers.items()},
+        losses=objective.losses(),
+        judged=JudgedSettings(
+            objective.grades, objective.rewrites, recipe.rollout.max_new_tokens, recipe.rollout.stop
+        ),
+        lm=parts.student.lm,
+        stop=recipe.rollout.stop,
+        anchor=anchor,
+        quorum=recipe.pool.quorum,
+        waits=recipe.pool.below_quorum == "wait",
+    )

@@ -1,6 +1,7 @@
 """A step's rollouts on disk before the update that they cause, so that a resumed run replays them bit by bit.
 
-One file per step, `journal/step-000012.json`, complete or absent. Once a checkpoint holds the update, it is removed.
+One file per step, `journal/step-000012.json`, complete or absent, and one for the remote teachers that failed in it.
+What they answered is in `journal.sqlite` (`teachers/journal.py`). Once a checkpoint holds the update, it is removed.
 Floats are written with as many digits as give the same fp32 value back.
 """
 
@@ -8,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.files import write_text
 from pipeline.types import Prompt, Rollout
-from teachers.types import Segment
+from teachers.types import Segment, TeacherFailure, Usage
 
 
 def save_rollouts(folder: Path, step: int, rollouts: Sequence[Rollout]) -> None:
@@ -35,15 +37,34 @@ def load_rollouts(folder: Path, step: int, prompts: Sequence[Prompt]) -> list[Ro
     return [_from_json(rollout, by_id[rollout["prompt_id"]]) for rollout in recorded]
 
 
+def save_failures(folder: Path, step: int, failures: Mapping[tuple[str, str], TeacherFailure]) -> None:
+    """Records which remote teacher failed on which request of `step`, durably; nothing where none did."""
+    if failures:
+        entries = [[teacher, request_id, asdict(failure)] for (teacher, request_id), failure in failures.items()]
+        write_text(_path(folder, step, "failures"), json.dumps({"step": step, "failures": entries}) + "\n")
+
+
+def load_failures(folder: Path, step: int) -> dict[tuple[str, str], TeacherFailure]:
+    """What was recorded for `step`: these fail again when it is replayed, so that it teaches the same."""
+    path = _path(folder, step, "failures")
+    if not path.exists():
+        return {}
+    entries = json.loads(path.read_text(encoding="utf-8"))["failures"]
+    return {
+        (teacher, request_id): TeacherFailure(**{**value, "usage": value["usage"] and Usage(**value["usage"])})
+        for teacher, request_id, value in entries
+    }
+
+
 def prune(folder: Path, step: int) -> None:
     """Removes the records of steps up to `step`, whose updates a checkpoint holds."""
-    for path in folder.glob("step-*.json"):
-        if int(path.stem.removeprefix("step-")) <= step:
+    for path in folder.glob("*-*.json"):
+        if int(path.stem.rpartition("-")[2]) <= step:
             path.unlink()
 
 
-def _path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:06d}.json"
+def _path(folder: Path, step: int, what: str = "step") -> Path:
+    return folder / f"{what}-{step:06d}.json"
 
 
 def _to_json(rollout: Rollout) -> dict[str, Any]:

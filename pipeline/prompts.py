@@ -24,6 +24,7 @@ from pipeline.types import Prompt
 from teachers.types import Chat, Conversation, Message, RawText
 
 READ_AHEAD = 1_000  # rows decoded at once
+Size = tuple[int, int]  # bytes of a prompt's text, and of its reference
 SPARE_TOKENS = 16  # for what a chat template puts around longer conversations
 # Generated held-out questions do not depend on the run's seed, so that runs with different seeds compare.
 HELD_OUT_SEED = 0
@@ -47,13 +48,13 @@ class PromptSets:
 class Rows(Sequence[Prompt]):
     """Prompts of some rows of a table, built when they are asked for: a million of them cost a few megabytes.
 
-    sizes: the bytes of each prompt's text.
+    sizes (n, 2): the bytes of each prompt's text and of its reference.
     """
 
-    def __init__(self, prompt_at: Callable[[int], Prompt], numbers: Sequence[int], sizes: Sequence[int]) -> None:
+    def __init__(self, prompt_at: Callable[[int], Prompt], numbers: Sequence[int], sizes: Sequence[Size]) -> None:
         self._prompt_at = prompt_at
         self._numbers = np.array(numbers, dtype=np.int64)
-        self.sizes = np.array(sizes, dtype=np.int64)
+        self.sizes = np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -80,7 +81,7 @@ class _Scan:
     numbers: Sequence[int]
     ids: Sequence[str]
     keys: Sequence[bytes]
-    sizes: Sequence[int]
+    sizes: Sequence[Size]
     held_out: tuple[Prompt, ...]
     dropped: int
     digest: bytes
@@ -147,7 +148,7 @@ def require_lengths(
     everything = [*prompt_sets.train.values(), Rows(held_out.__getitem__, range(len(held_out)), _sizes(held_out))]
     for prompts in everything:
         around = len(render(_emptied(prompts[0].conversation))) + SPARE_TOKENS
-        for place in np.flatnonzero(prompts.sizes + around > limit):
+        for place in np.flatnonzero(prompts.sizes[:, 0] + around > limit):
             prompt = prompts[int(place)]
             length = len(render(prompt.conversation))
             begins = f"leave the prompt out; it begins {_beginning(prompt.conversation)!r}"
@@ -160,6 +161,22 @@ def require_lengths(
                 raise DataError(
                     f"data.sources.{prompt.source}: a prompt has {length} tokens, and with {new} new ones passes the "
                     f"model's context of {context}: lower rollout.max_new_tokens or {begins}"
+                )
+
+
+def require_references(prompt_sets: PromptSets, length: Callable[[Prompt], int], context: int) -> None:
+    """Raises DataError where a training prompt and its reference have more than `context` tokens together.
+
+    length: of both. A token is at least a byte, so only long ones are counted.
+    """
+    for prompts in prompt_sets.train.values():
+        around = length(replace(prompts[0], conversation=_emptied(prompts[0].conversation), reference="")) + SPARE_TOKENS
+        for place in np.flatnonzero(prompts.sizes.sum(1) + around > context):
+            prompt = prompts[int(place)]
+            if (found := length(prompt)) > context:
+                raise DataError(
+                    f"data.sources.{prompt.source}: a prompt and its answer have {found} tokens, and the model's "
+                    f"context is {context}: leave it out; it begins {_beginning(prompt.conversation)!r}"
                 )
 
 
@@ -181,7 +198,7 @@ def _scan_table(source: DatasetSource, name: str, held_out: int, folder: Path) -
     numbers: list[int] = []
     ids: list[str] = []
     keys: list[bytes] = []
-    sizes: list[int] = []
+    sizes: list[Size] = []
     seen: set[str] = set()
     digest = blake2b(digest_size=16)
     for number, row in enumerate(_row_dicts(table)):
@@ -195,7 +212,7 @@ def _scan_table(source: DatasetSource, name: str, held_out: int, folder: Path) -
             numbers.append(number)
             ids.append(prompt_id)
             keys.append(text_key(example.conversation, example.reference))
-            sizes.append(_size(example.conversation))
+            sizes.append(_size(example.conversation, example.reference))
     places = _held_out_places(ids, keys, held_out)
     if len(places) < held_out:
         raise DataError(
@@ -279,12 +296,13 @@ def text_key(conversation: Conversation, reference: str | None) -> bytes:
     return _hash([words or " ".join((reference or "").split())], 12)
 
 
-def _size(conversation: Conversation) -> int:
-    return sum(len(part.encode("utf-8", "surrogatepass")) for part in _parts(conversation))
+def _size(conversation: Conversation, reference: str | None) -> Size:
+    prompt = sum(len(part.encode("utf-8", "surrogatepass")) for part in _parts(conversation))
+    return prompt, len((reference or "").encode("utf-8", "surrogatepass"))
 
 
-def _sizes(prompts: Sequence[Prompt]) -> list[int]:
-    return [_size(prompt.conversation) for prompt in prompts]
+def _sizes(prompts: Sequence[Prompt]) -> list[Size]:
+    return [_size(prompt.conversation, prompt.reference) for prompt in prompts]
 
 
 def _emptied(conversation: Conversation) -> Conversation:

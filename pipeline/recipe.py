@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from pipeline.recipe_checks import disagreements
-from pipeline.types import Divergence
+from pipeline.types import Divergence, Losses
 from teachers.config import MAX_TEACHERS, Budget, Dtype, Price, Section, TeacherConfig
 
 Positive = Annotated[int, Field(gt=0)]
@@ -336,6 +336,11 @@ class Objective(Section):
 
     def as_divergence(self) -> Divergence:
         return Divergence(**self.divergence.model_dump())
+
+    def losses(self) -> Losses:
+        """What each kind of distribution is taught with."""
+        sampled = Divergence("policy_gradient", **self.sampled.model_dump())
+        return Losses(self.as_divergence(), Divergence(**self.top_k.model_dump()), sampled)
 
 
 # ---- the pool ----

@@ -28,7 +28,8 @@ def disagreements(data: Mapping[str, Any], prepared: Collection[str] = ()) -> li
     prepared: names of results that an enclosing recipe has prepared before this one.
     """
     known = [*section_of(data, "prepare"), *prepared]
-    return [*_tasks(data), *_prepared(data, known), *_teacher_names(data), *_domains(data), *_choices(data)]
+    checks = (_tasks, _teacher_names, _pool, _domains, _writers, _choices)
+    return [*_prepared(data, known), *(finding for check in checks for finding in check(data))]
 
 
 def section_of(data: Any, *keys: str) -> Mapping[str, Any]:
@@ -113,6 +114,10 @@ def _routed(routing: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
         yield ("routing", "default"), routing["default"]
     for name in section_of(routing, "shares"):
         yield ("routing", "shares", name), name
+    order = routing.get("order")
+    for place, name in enumerate(order if isinstance(order, list | tuple) else ()):
+        if isinstance(name, str):
+            yield ("routing", "order", place), name
 
 
 def _teacher_names(data: Mapping[str, Any]) -> Iterator[Finding]:
@@ -121,6 +126,58 @@ def _teacher_names(data: Mapping[str, Any]) -> Iterator[Finding]:
         if name not in pool:
             text = f"no teacher is called {name!r}{did_you_mean(name, pool)}; {_one_of('the teachers', pool)}"
             yield path, text
+
+
+def _pool(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """Teachers that name each other: fallbacks, and whose feedback one is shown."""
+    pool = section_of(data, "teachers")
+    fallbacks = {name: section_of(teacher).get("fallback") for name, teacher in pool.items()}
+    for name, other in fallbacks.items():
+        if isinstance(other, str):
+            if other not in pool:
+                text = f"no teacher is called {other!r}{did_you_mean(other, pool)}; {_one_of('the teachers', pool)}"
+                yield ("teachers", name, "fallback"), text
+            elif _comes_back(name, fallbacks):
+                yield ("teachers", name, "fallback"), "its fallbacks lead back to it; end them with another teacher"
+    for name, value in pool.items():
+        teacher = section_of(value)
+        sees = teacher.get("sees")
+        if isinstance(sees, str) and sees.startswith("feedback:"):
+            other = sees.removeprefix("feedback:")
+            kind = section_of(pool.get(other)).get("kind")
+            if kind not in ("chat", "program", "plugin"):
+                text = f"there is no teacher {other!r} that gives feedback; name one of kind chat, program or plugin"
+                yield ("teachers", name, "sees"), text
+        tune = section_of(data, "student").get("tune", "full")
+        kind = tune if isinstance(tune, str) else section_of(tune).get("kind", "full")
+        if teacher.get("kind") == "self" and teacher.get("weights") == "base" and kind != "lora":
+            text = "a fully tuned student has no base to go back to; write initial or average, or student.tune=lora"
+            yield ("teachers", name, "weights"), text
+
+
+def _comes_back(name: str, fallbacks: Mapping[str, Any]) -> bool:
+    seen: set[str] = set()
+    at: Any = fallbacks[name]
+    while isinstance(at, str) and at not in seen:
+        if at == name:
+            return True
+        seen.add(at)
+        at = fallbacks.get(at)
+    return False
+
+
+def _writers(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """Teachers that are to write answers, or be averaged, have a model in this process."""
+    compare = data.get("compare")
+    wanted = [
+        *((("answers",),) if data.get("answers") == "teachers" else ()),
+        *((("compare", place),) for place, _ in enumerate(compare if isinstance(compare, list | tuple) else ())),
+    ]
+    for name, teacher in section_of(data, "teachers").items() if wanted else ():
+        kind = section_of(teacher).get("kind")
+        if kind not in ("transformers", "adapter", None):
+            text = f"it needs teachers with a model in this process, and teachers.{name} is of kind {kind}; leave it out"
+            yield wanted[0], text
 
 
 def _domains(data: Mapping[str, Any]) -> Iterator[Finding]:
@@ -146,9 +203,21 @@ def _domains(data: Mapping[str, Any]) -> Iterator[Finding]:
 def _choices(data: Mapping[str, Any]) -> Iterator[Finding]:
     if data.get("answers") == "teachers" and not data.get("teachers"):
         yield ("answers",), "there is no teacher to write answers; add one under teachers, or write answers: reference"
-    divergence = section_of(data, "objective").get("divergence")
-    if "policy_gradient" in (divergence, section_of(divergence).get("kind")):
+    if by := _uses_ratios(data):
         for key, whole in (("top_p", 1), ("top_k", 0)):
             if section_of(data, "rollout").get(key, whole) != whole:
-                text = f"policy_gradient's ratio is undefined where the sampler cuts; set rollout.{key} to {whole}"
+                text = f"{by}'s ratio is undefined where the sampler cuts; set rollout.{key} to {whole}"
                 yield ("rollout", key), text
+
+
+def _uses_ratios(data: Mapping[str, Any]) -> str | None:
+    """What needs the probability that a token was sampled with: policy_gradient, a grade, or nothing."""
+    objective = section_of(data, "objective")
+    divergence = objective.get("divergence")
+    if "policy_gradient" in (divergence, section_of(divergence).get("kind")):
+        return "policy_gradient"
+    teachers = [section_of(teacher) for teacher in section_of(data, "teachers").values()]
+    if any(teacher.get("kind") == "served" and teacher.get("top_k") == 0 for teacher in teachers):
+        return "a served teacher with top_k: 0"
+    graded = any(teacher.get("kind") in ("chat", "program", "plugin") for teacher in teachers)
+    return "a grade" if graded and section_of(objective, "grades").get("weight", 1) != 0 else None

@@ -21,6 +21,8 @@ from pipeline.errors import RunError
 from pipeline.files import read_lines
 from pipeline.job import Job, Parts, build_loop, load_parts, make_accelerator
 from pipeline.mixing import MixState
+from pipeline.preflight import preflight, require_lawful
+from pipeline.privacy import mark
 from pipeline.ranks import world_of
 from pipeline.recipe import DistillRecipe
 from pipeline.recipe_file import LoadedRecipe
@@ -42,10 +44,13 @@ def _run(
     with ExitStack() as stack:
         if world.is_main:
             stack.enter_context(locked(folder))
+            if resume and status(folder) is None:
+                display.note(f"there is no run in {folder} yet: starting one")
             open_run(folder, loaded.recipe, resume=resume, extend=extend)
         world.wait()
         if status(folder) == "finished":
-            display.note(f"{folder} is finished; --extend adds to it")
+            more = "the recipe asks for nothing more: raise training.steps, or add a teacher or a domain"
+            display.note(f"{folder} is finished; {more if extend else '--extend adds to it'}")
             return folder
         if world.is_main:
             clean_up(folder)
@@ -74,7 +79,15 @@ def output(inner: LoadedRecipe, folder: Path, name: str) -> Path:
 
 def _finish(job: Job) -> None:
     """Evaluates, trains, evaluates again, compares, exports. What is on disk already is not done again."""
+    require_lawful(job.recipe, job.display)
     parts = load_parts(job)
+    try:
+        _train_and_judge(job, parts)
+    finally:
+        parts.pool.close()
+
+
+def _train_and_judge(job: Job, parts: Parts) -> None:
     loop = build_loop(job, parts)
     if job.world.is_main:
         write_status(job.folder, "running")
@@ -87,10 +100,14 @@ def _finish(job: Job) -> None:
     if job.world.is_main:
         job.display.phase("exporting the model")
         export(parts.student, job.folder)
+        for kind in ("model", "adapter"):
+            if (job.folder / kind).is_dir():
+                mark(job.recipe, job.folder / kind)
     job.world.wait()
     scores |= _compared(job, parts, state)
     if job.world.is_main:
         assess.conclude(job, scores, left)
+        parts.desk.conclude(job.display)
         write_status(job.folder, "finished")
     job.world.wait()
 
@@ -130,6 +147,7 @@ def check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) 
     """
     _describe(loaded, display)
     if offline:
+        require_lawful(loaded.recipe, display)
         return
     made = {name: output(inner, loaded.output, name) for name, inner in loaded.prepared.items()}
     missing = [name for name, folder in made.items() if status(folder) != "finished"]
@@ -139,16 +157,24 @@ def check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) 
     if missing:
         display.note(f"not made yet, and so not checked: what is built on {', '.join(missing)}")
         if step:
-            raise RunError(f"--step needs the prepared models: run the recipe once, or prepare {missing[0]} first")
+            raise RunError(
+                f"--step needs the prepared models: make {', '.join(missing)} with `tutelage run {loaded.path}` first"
+            )
         return
     with tempfile.TemporaryDirectory() as scratch:
         accelerator = make_accelerator(loaded.recipe)
         world = world_of(accelerator)
         job = Job(loaded, Path(world.gather(scratch)[0]), made, accelerator, world, display)
+        require_lawful(job.recipe, display)
         parts = load_parts(job)
-        _describe_parts(parts, display)
-        if step:
-            _try_step(job, parts)
+        try:
+            _describe_parts(parts, display)
+            loop = build_loop(job, parts)
+            preflight(job, parts, loop)
+            if step:
+                _try_step(job, loop)
+        finally:
+            parts.pool.close()
         world.wait()  # the main process's folder is everybody's
 
 
@@ -179,11 +205,10 @@ def _describe_parts(parts: Parts, display: Display) -> None:
         display.note(note)
 
 
-def _try_step(job: Job, parts: Parts) -> None:
+def _try_step(job: Job, loop: Loop) -> None:
     """One real step, thrown away afterwards."""
-    loop = build_loop(job, parts)
     start = time.perf_counter()
-    advance(loop, State(0, MixState()))
+    advance(loop, State(0, MixState()), {})
     seconds = time.perf_counter() - start
     if not job.world.is_main:
         return

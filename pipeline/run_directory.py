@@ -6,6 +6,8 @@ data.json          the fingerprint of its prompts
 metrics.jsonl      a line per step, the same whenever it is run
 timings.jsonl      seconds and memory per step
 samples.jsonl      a rollout per step, the domains taking turns
+provenance.jsonl   who gave what for each trained sample
+journal.sqlite     every question to remote teachers, and their answers
 journal/           the rollouts of steps that no checkpoint holds yet
 checkpoints/       step-000025, …
 prepared/          the runs this one needed first; compare/ those it is compared with
@@ -19,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,13 +39,15 @@ from pipeline.recipe import RecipeBase
 from pipeline.recipe_file import changed_keys, dump_resolved
 
 Status = Literal["starting", "running", "finished"]  # starting: nothing was done with the recorded recipe yet
-LINE_FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
+LINE_FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl", "provenance.jsonl")
 # What an unfinished run may change, so that one that ran out of memory can go on: how the work is cut, not what is
 # learned. The sums are then taken in another order, so the last bits may differ from those of an unchanged run.
 ADJUSTABLE = (
     *("training.tokens_per_forward", "rollout.rows", "objective.chunk_megabytes"),
     *("training.checkpoint_every", "training.keep_checkpoints", "threads"),
 )
+# How hard remote teachers are asked, where they are and what they may cost: what they say stays the same.
+_HOW_ASKED = re.compile(r"^(pool\.(quorum|below_quorum|budget|journal|model_change|student_price)\b|privacy\.|teachers\.[^.]+\.(limits|budget|price|provider|url|key)\b)")
 EXTENDABLE = ("training.steps", "teachers.", "data.sources.", "routing", "prepare.", "evaluation.")
 
 
@@ -71,19 +76,24 @@ def open_run(folder: Path, recipe: RecipeBase, *, resume: bool, extend: bool) ->
             f"{folder}: there is a {found} run here; go on with --resume, add to it with --extend, "
             "or set another output=…"
         )
-    changed = changed_keys(_recorded(folder), recipe.model_dump(mode="json"))
+    recorded = _recorded(folder)
+    changed = changed_keys(recorded, recipe.model_dump(mode="json"))
     begun = checkpoints.newest_step(folder / "checkpoints") > 0
     correcting = found == "starting"
     if extend and not (found == "finished" or (correcting and begun)):
         raise RunError(f"{folder}: this run has not finished; finish it with --resume before you --extend it")
     allowed = (EXTENDABLE if begun else ("",)) if extend or correcting else ADJUSTABLE
-    refused = [key for key in changed if not key.startswith(allowed)]
+    refused = [
+        key
+        for key in changed
+        if not (key.startswith(allowed) or _HOW_ASKED.match(key)) or (begun and _is_made(key, recorded))
+    ]
     if refused:
         raise RunError(
             f"{folder}: the recipe has changed since this run started: {', '.join(refused)}; "
             "put the old values back, or start another run with output=…"
         )
-    if changed and all(key.startswith(ADJUSTABLE) for key in changed):
+    if changed and all(key.startswith(ADJUSTABLE) or _HOW_ASKED.match(key) for key in changed):
         dump_resolved(recipe, folder / "recipe.yaml")
     elif changed:
         _refuse_fewer_steps(folder, recipe.training.steps)
@@ -93,6 +103,12 @@ def open_run(folder: Path, recipe: RecipeBase, *, resume: bool, extend: bool) ->
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / "data.json").unlink(missing_ok=True)
         dump_resolved(recipe, folder / "recipe.yaml")
+
+
+def _is_made(key: str, recorded: dict[str, Any]) -> bool:
+    """Whether the key belongs to a prepared recipe that has run already: its result would not be what it says."""
+    section, _, rest = key.partition(".")
+    return section == "prepare" and rest.partition(".")[0] in recorded["prepare"]
 
 
 def _refuse_fewer_steps(folder: Path, steps: int) -> None:
@@ -142,6 +158,7 @@ def same_data(folder: Path, fingerprint: str) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the directory for this process; the lock goes with the process, however it ends."""
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError) as error:  # a file is there; a place where nothing can be made
@@ -151,7 +168,11 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(f"{folder}: another process is writing this run; wait for it, or set output=…") from error
-        yield
+        try:
+            yield
+        finally:
+            if made and [path.name for path in folder.iterdir()] == [".lock"]:  # refused before it began
+                shutil.rmtree(folder)
 
 
 def clean_up(folder: Path) -> None:

@@ -108,7 +108,7 @@ def _advice(error: Exception, source: DatasetSource) -> str:
         return f"{text[0].lower()}{text[1:]} Set `split` to one of these"
     if "BuilderConfig" in text or "Config name is missing" in text:
         return f"config {source.config or '(none)'} does not fit: {text}"
-    return f"cannot be read: {text or type(error).__name__}"
+    return f"cannot be read as {source.path.rpartition('.')[2]}: {text or type(error).__name__}; mend the file"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The loop, and nothing else: draw prompts, write rollouts, ask teachers, update the student, record the step.
+"""The loop, and nothing else: launch a step (`flights.py`), settle what was asked, update the student, record it.
 
 A step is a transaction. Its rollouts reach the disk before its update; what they depend on is the seed, the step, the
 prompts and the weights, so a run that was killed does the same again, or replays what it finds.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,25 @@ from accelerate import Accelerator
 
 from pipeline import checkpoint as checkpoints
 from pipeline import manifest
-from pipeline.asking import Asked, Asking, ask
+from pipeline.asking import Asked, Asking, rows_of
+from pipeline.averaging import Averages
 from pipeline.checkers import check
 from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.evaluate import answer_text
 from pipeline.files import append_line
-from pipeline.metrics import Sums, all_finite, collect, describe, describe_rollouts, divergence_by, merge
+from pipeline.flights import Flight, launch, launch_together, settle
+from pipeline.judgments import Baselines
+from pipeline.metrics import (
+    Sums,
+    all_finite,
+    collect,
+    describe,
+    describe_judged,
+    describe_rollouts,
+    divergence_by,
+    merge,
+)
 from pipeline.mixing import MixState, draw, observe
 from pipeline.optim import learning_rate, set_learning_rate
 from pipeline.ranks import World
@@ -41,7 +54,9 @@ class Loop:
     """Everything a step needs that does not change from step to step.
 
     model: the student as `accelerator` wrapped it; `student` is the same object without the wrapping.
-    write: who writes the completions. asking: who scores them, or None for supervised training.
+    write: who writes the completions. averages: the student's moving averages, where a teacher needs one. asking: who scores them, or None for supervised training.
+    staleness: how many steps the student writes ahead of what it trains on. block: how many steps of completions are
+    written together, where they do not depend on the student.
     reference: the weight of supervised rows on the prompts' references, beside the on-policy ones.
     token_limit: completion tokens after which training ends, or None.
     """
@@ -56,7 +71,10 @@ class Loop:
     accelerator: Accelerator
     world: World
     write: Writer
+    averages: Averages
     asking: Asking | None
+    staleness: int
+    block: int
     average: Any
     reference: float
     temperature: float
@@ -65,14 +83,27 @@ class Loop:
     folder: Path
     display: Display
 
+    @cached_property
+    def prompt_of(self) -> dict[str, Prompt]:
+        return {prompt.prompt_id: prompt for prompts in self.prompts.values() for prompt in prompts}
+
+
+Flights = dict[int, Flight]
+
 
 @dataclass(frozen=True)
 class State:
-    """What changes from step to step. step: updates made. tokens: completion tokens trained on so far."""
+    """What changes from step to step.
+
+    step: updates made. tokens: completion tokens trained on so far. baselines: of grades. ahead: the prompts of the
+    steps after `step` that are drawn already, by id; their rollouts are recorded.
+    """
 
     step: int
     mix: MixState
     tokens: int = 0
+    baselines: Baselines = Baselines()
+    ahead: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass
@@ -90,8 +121,9 @@ class Clock:
 
 def train(loop: Loop, state: State, after_step: Callable[[State], None]) -> State:
     """Runs from `state` to the last step, with a checkpoint every so often and at the end."""
+    flights: Flights = {}
     while not finished(loop, state):
-        state = advance(loop, state)
+        state = advance(loop, state, flights)
         after_step(state)
         if state.step % loop.training.checkpoint_every == 0 or finished(loop, state):
             save_state(loop, state)
@@ -112,19 +144,18 @@ def _expected_steps(loop: Loop, state: State) -> int:
     return min(loop.training.steps, ceil(state.step / spent)) if spent else loop.training.steps
 
 
-def advance(loop: Loop, state: State) -> State:
-    """One step: from `state` to the next, with its line of metrics written."""
+def advance(loop: Loop, state: State, flights: Flights) -> State:
+    """One step: from `state` to the next, with its line of metrics written. flights: those under way, kept here."""
     clock = Clock()
     step = state.step + 1
     torch.manual_seed(_step_seed(loop.seed, step, loop.world.rank))  # dropout, if there is any
-    with clock.phase("draw"):
-        prompts, mix = draw_prompts(loop, state.mix)
     with clock.phase("rollout"):
-        rollouts = write_rollouts(loop, prompts, step)
-    mine = rollouts[loop.world.rank :: loop.world.size]
+        state = take_off(loop, state, flights)
+    flight = flights.pop(step)
     with clock.phase("teachers"):
-        asked = ask(loop.asking, mine, step) if loop.asking else _supervised(mine)
-        rows = [*asked.rows, *_references(loop, mine)]
+        asked, waited = _asked(loop, flight, state.baselines)
+        rows = [*asked.rows, *_references(loop, flight.mine)]
+    clock.seconds["waiting"] = waited
     failures = _merge_failures(loop.world.gather(asked.failures))
     if not any(loop.world.gather(any(row.taught for row in rows))):
         raise RunError(
@@ -133,44 +164,61 @@ def advance(loop: Loop, state: State) -> State:
     with clock.phase("update"):
         rate = learning_rate(state.step, loop.training, _spent(loop, state))
         sums, grad_norm = update(loop, rows, step, rate)
+        loop.averages.update()
     line = {
         "step": step,
         **describe(sums),
-        **describe_rollouts(rollouts, score_rollouts(loop, rollouts)),
+        **describe_rollouts(flight.rollouts, score_rollouts(loop, flight.rollouts)),
+        **describe_judged(loop.world.gather(asked.judged)),
         "failures": failures,
+        "unanswered": sum(loop.world.gather(asked.unanswered)),
         "grad_norm": grad_norm,
         "learning_rate": rate,
     }
     by_domain = divergence_by(sums, "domain")
-    mix = observe(mix, _by_source(prompts, by_domain)) if by_domain else mix
-    reached = State(step, mix, state.tokens + line["tokens"])
+    mix = observe(state.mix, _by_source(flight.prompts, by_domain)) if by_domain else state.mix
+    reached = State(step, mix, state.tokens + line["tokens"], asked.baselines, state.ahead[1:])
+    given = [entry for part in loop.world.gather(asked.given) for entry in part]
     if loop.world.is_main:
-        record(loop, line, clock, rollouts, _expected_steps(loop, reached))
+        record(loop, line, clock, flight.rollouts, _expected_steps(loop, reached))
+        if given:
+            append_line(loop.folder / "provenance.jsonl", {"step": step, "samples": given})
     return reached
+
+
+def take_off(loop: Loop, state: State, flights: Flights) -> State:
+    """Launches the steps that have to be under way now: the next one and as many after it as `staleness` says, or all
+    of the next one's block."""
+    first = state.step + 1
+    last = first + loop.staleness if loop.block == 1 else -(-first // loop.block) * loop.block
+    steps = range(first, min(last, loop.training.steps) + 1)
+    for _ in steps[len(state.ahead) :]:
+        prompts, mix = draw_prompts(loop, state.mix)
+        state = replace(state, mix=mix, ahead=(*state.ahead, tuple(prompt.prompt_id for prompt in prompts)))
+    missing = {
+        step: tuple(loop.prompt_of[prompt_id] for prompt_id in state.ahead[step - first])
+        for step in steps
+        if step not in flights
+    }
+    if loop.block > 1 and missing:
+        flights.update((flight.step, flight) for flight in launch_together(loop, missing))
+    elif missing:
+        flights.update((step, launch(loop, step, state.step, prompts)) for step, prompts in missing.items())
+    return state
+
+
+def _asked(loop: Loop, flight: Flight, baselines: Baselines) -> tuple[Asked, float]:
+    """What the teachers made of this process's rollouts, and the seconds of waiting for them."""
+    if loop.asking is None:
+        return Asked(tuple(Row(rollout, supervised=1.0) for rollout in flight.mine)), 0.0
+    settled, waited = settle(loop, flight)
+    return rows_of(loop.asking, flight.mine, settled, baselines, loop.world.gather), waited
 
 
 def draw_prompts(loop: Loop, mix: MixState) -> tuple[tuple[Prompt, ...], MixState]:
     weights = {name: source.weight for name, source in loop.data.sources.items()}
     count = loop.training.prompts_per_step
     return draw(mix, loop.prompts, weights, mixing=loop.data.mixing, count=count, seed=loop.seed)
-
-
-def write_rollouts(loop: Loop, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
-    """The step's rollouts, from the journal if they are there; each process writes its share, all get them all."""
-    journal = loop.folder / "journal"
-    recorded = manifest.load_rollouts(journal, step, prompts)
-    if recorded is not None:
-        return recorded
-    world = loop.world
-    parts = world.gather(loop.write(prompts[world.rank :: world.size], step))
-    by_prompt: dict[str, list[Rollout]] = {}
-    for rollout in (rollout for part in parts for rollout in part):
-        by_prompt.setdefault(rollout.prompt.prompt_id, []).append(rollout)
-    rollouts = [rollout for prompt in prompts for rollout in by_prompt[prompt.prompt_id]]
-    if world.is_main:
-        manifest.save_rollouts(journal, step, rollouts)
-    world.wait()
-    return rollouts
 
 
 def update(loop: Loop, rows: Sequence[Row], step: int, rate: float) -> tuple[Sums, float]:
@@ -214,10 +262,15 @@ def save_state(loop: Loop, state: State) -> None:
     """A checkpoint of `state`, then the journal up to it is no longer needed."""
     if loop.world.is_main:
         folder = loop.folder / "checkpoints"
-        progress = {"mix": state.mix.to_json(), "tokens": state.tokens}
+        progress = {
+            "mix": state.mix.to_json(),
+            "tokens": state.tokens,
+            "baselines": state.baselines.to_json(),
+            "ahead": state.ahead,
+        }
         value = checkpoints.Checkpoint(
-            state.step, trainable_state(loop.student), loop.optimizer.state_dict(), progress
-        )  # fmt: skip
+            state.step, trainable_state(loop.student), loop.optimizer.state_dict(), progress, loop.averages.state()
+        )
         checkpoints.save(folder, value, keep=loop.training.keep_checkpoints)
         manifest.prune(loop.folder / "journal", state.step)
     loop.world.wait()
@@ -227,7 +280,11 @@ def restore_state(loop: Loop, value: checkpoints.Checkpoint) -> State:
     """Puts a checkpoint's weights and optimizer into the loop and returns the state it was made from."""
     load_trainable_state(loop.student, value.weights)
     loop.optimizer.load_state_dict(dict(value.optimizer))
-    return State(value.step, MixState.from_json(value.progress["mix"]), value.progress["tokens"])
+    loop.averages.load(value.averages)
+    saved = value.progress
+    ahead = tuple(map(tuple, saved["ahead"]))
+    baselines = Baselines.from_json(saved["baselines"])
+    return State(value.step, MixState.from_json(saved["mix"]), saved["tokens"], baselines, ahead)
 
 
 def score_rollouts(loop: Loop, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
@@ -285,10 +342,6 @@ def _numbers_that_matter(line: Mapping[str, Any]) -> dict[str, float]:
         if by_domain:
             numbers[name] = sum(by_domain.values()) / len(by_domain)
     return numbers | {"length": line["length"]["mean"], "truncated": line["truncated"], "lr": line["learning_rate"]}
-
-
-def _supervised(rollouts: Sequence[Rollout]) -> Asked:
-    return Asked(tuple(Row(rollout, supervised=1.0) for rollout in rollouts))
 
 
 def _references(loop: Loop, rollouts: Sequence[Rollout]) -> list[Row]:

@@ -1,38 +1,50 @@
 """Who writes the completions of a step: the student, the prompts' references, or the teachers.
 
-A writer is a function (prompts, step) -> rollouts. All three end in the same value, so that on-policy distillation,
+All three end in the same value, so that on-policy distillation,
 supervised fine-tuning and a warm-up on the teachers' samples are one loop with different writers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from pipeline.errors import DataError
 from pipeline.rollout.local import LocalGenerator
-from pipeline.rollout.protocol import SamplingSettings
+from pipeline.rollout.protocol import OnFinished, SamplingSettings
 from pipeline.types import Prompt, Rollout
 from teachers.alignment import answer_end
 from teachers.causal_lm import CausalLM, render
-from teachers.plan import Routes
+from teachers.plan import Cascade, Routes
 from teachers.pool import Pool
 from teachers.types import Chat, Message, Segment
 
-Writer = Callable[[Sequence[Prompt], int], list[Rollout]]
-Advance = Callable[[int], None]
 REFERENCE = "reference"
 
 
-def student_writer(lm: CausalLM, settings: SamplingSettings, seed: int, advance: Advance | None = None) -> Writer:
-    """The student samples `settings.samples_per_prompt` answers to each prompt. `step` is also its policy version."""
+class Writer(Protocol):
+    def __call__(
+        self, prompts: Sequence[Prompt], step: int, *, version: int = 0, on_finished: OnFinished | None = None
+    ) -> list[Rollout]:
+        """The rollouts of `prompts` in `step`, in their order. version: updates in the weights that write.
+
+        on_finished: called with those that are finished, while others are still being written.
+        """
+        ...
+
+
+def student_writer(lm: CausalLM, settings: SamplingSettings, seed: int) -> Writer:
+    """The student samples `settings.samples_per_prompt` answers to each prompt."""
     generator = LocalGenerator(lm)
 
-    def write(prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+    def write(
+        prompts: Sequence[Prompt], step: int, *, version: int = 0, on_finished: OnFinished | None = None
+    ) -> list[Rollout]:
         rendered = [(prompt, render(prompt.conversation, lm.tokenizer)) for prompt in prompts]
         return generator.generate(
-            rendered, settings, seed=seed, step=step, policy_version=step, on_finished=advance
-        )  # fmt: skip
+            rendered, settings, seed=seed, step=step, policy_version=version, on_finished=on_finished
+        )
 
     return write
 
@@ -40,7 +52,9 @@ def student_writer(lm: CausalLM, settings: SamplingSettings, seed: int, advance:
 def reference_writer(lm: CausalLM) -> Writer:
     """The prompts' own references. Raises DataError for a prompt that has none."""
 
-    def write(prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+    def write(
+        prompts: Sequence[Prompt], step: int, *, version: int = 0, on_finished: OnFinished | None = None
+    ) -> list[Rollout]:
         return [reference_rollout(prompt, lm) for prompt in prompts]
 
     return write
@@ -60,6 +74,12 @@ def reference_rollout(prompt: Prompt, lm: CausalLM) -> Rollout:
         Segment("assistant", "end", answer[-1:], trainable=True),
     )
     return Rollout(prompt, 0, prompt_ids, segments, "end", writer=REFERENCE)
+
+
+def reference_length(prompt: Prompt, lm: CausalLM) -> int:
+    """Tokens of a prompt and its reference together. Raises DataError as `reference_rollout`."""
+    rollout = reference_rollout(prompt, lm)
+    return len(rollout.prompt_ids) + len(rollout.completion_ids)
 
 
 def _reference_ids(prompt: Prompt, prompt_ids: tuple[int, ...], lm: CausalLM) -> tuple[int, ...]:
@@ -82,18 +102,20 @@ def _reference_ids(prompt: Prompt, prompt_ids: tuple[int, ...], lm: CausalLM) ->
 
 
 def teacher_writer(
-    pool: Pool, routes: Routes, student: CausalLM, settings: SamplingSettings, seed: int, advance: Advance | None = None
+    pool: Pool, routes: Routes | Cascade, student: CausalLM, settings: SamplingSettings, seed: int
 ) -> Writer:
     """Each prompt is answered by the teacher with the largest share of it, and becomes a supervised row."""
 
-    def write(prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+    def write(
+        prompts: Sequence[Prompt], step: int, *, version: int = 0, on_finished: OnFinished | None = None
+    ) -> list[Rollout]:
         by_teacher: dict[str, list[Prompt]] = {}
         for prompt in prompts:
             by_teacher.setdefault(routes.main_teacher(prompt.domain), []).append(prompt)
         written: dict[str, list[Rollout]] = {}
         for teacher, group in by_teacher.items():
             with pool.writing(teacher) as lm:
-                for rollout in student_writer(lm, settings, seed, advance)(group, step):
+                for rollout in student_writer(lm, settings, seed)(group, step):
                     written.setdefault(rollout.prompt.prompt_id, []).append(_as_sample(rollout, teacher, student))
         return [rollout for prompt in prompts for rollout in written[prompt.prompt_id]]
 

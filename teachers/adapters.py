@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,11 +75,13 @@ def add_adapter(model: nn.Module, folder: str, *, name: str) -> tuple[PeftModel,
     adapter = next(free for number in range(len(taken) + 1) if (free := f"teacher_{number:02d}") not in taken)
     device = str(next(model.parameters()).device)
     try:
-        if not is_adapted(model):
-            wrapped = get_peft_model(model, config, adapter_name=adapter)
-            wrapped.requires_grad_(False).eval()
-        with left_as_it_was(wrapped):
-            result = wrapped.load_adapter(folder, adapter_name=adapter, torch_device=device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers renames in version 6
+            if not is_adapted(model):
+                wrapped = get_peft_model(model, config, adapter_name=adapter)
+                wrapped.requires_grad_(False).eval()
+            with left_as_it_was(wrapped):
+                result = wrapped.load_adapter(folder, adapter_name=adapter, torch_device=device)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise TeacherError(_cannot_load(name, folder, error)) from error
     except RuntimeError as error:

@@ -1,13 +1,20 @@
-"""Who is asked about which request, and how much each answer counts. Pure: names and numbers only."""
+"""Who is asked about which request, in what order, and how much each answer counts. Pure: names and numbers only.
+
+A plan is walked one request at a time: given what was answered so far, who is asked next; and when nobody is left to
+ask, the shares of those who answered. Routing asks all at once; a fallback, a cascade, and a teacher that is shown
+another's feedback come later, when what they wait for is there.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from teachers.errors import TeacherError
-from teachers.types import ScoreRequest
+from teachers.types import Answer, Judgment, ScoreRequest, TeacherFailure, TopK
+
+Result = Answer | TeacherFailure
+PASSING = 0.5  # a score from which an answer counts as right, where it is held against a checker
 
 
 @dataclass(frozen=True)
@@ -39,47 +46,114 @@ class Routes:
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """One teacher is asked about one request. The shares of a request sum to 1."""
+class Cascade:
+    """Teachers from the cheapest to the dearest; the next is asked only where `goes_on` says so.
 
-    teacher: str
-    request_id: str
-    share: float
-
-
-Stage = tuple[Assignment, ...]
-
-
-def plan(requests: Sequence[ScoreRequest], routes: Routes) -> tuple[Stage, ...]:
-    """Stages in the order they are asked; routing alone needs one. Raises TeacherError for an unknown domain."""
-    shares = {domain: routes.shares(domain) for domain in dict.fromkeys(request.domain for request in requests)}
-    return (
-        tuple(
-            Assignment(teacher, request.request_id, share)
-            for request in requests
-            for teacher, share in shares[request.domain].items()
-        ),
-    )
-
-
-def renormalise(assignments: Iterable[Assignment], failed: Collection[tuple[str, str]]) -> tuple[Assignment, ...]:
-    """The assignments without the failed (teacher, request_id) pairs; each request's shares sum to what they did.
-
-    A request that nobody answered has no assignment left.
+    unsure: scores strictly between these two. disagreement: nats per token of surprise at the student's answer, or
+    None. checker: whether a score that contradicts the prompt's checker goes on.
     """
-    asked, answered = defaultdict[str, float](float), defaultdict[str, float](float)
-    left = []
-    for assignment in assignments:
-        asked[assignment.request_id] += assignment.share
-        if (assignment.teacher, assignment.request_id) not in failed:
-            answered[assignment.request_id] += assignment.share
-            left.append(assignment)
-    return tuple(
-        # Untouched where nobody failed, so that a share stays the same number.
-        assignment
-        if asked[assignment.request_id] == answered[assignment.request_id]
-        else replace(
-            assignment, share=assignment.share * asked[assignment.request_id] / answered[assignment.request_id]
-        )
-        for assignment in left
-    )
+
+    order: tuple[str, ...]
+    unsure: tuple[float, float] = (0.25, 0.75)
+    disagreement: float | None = None
+    checker: bool = True
+
+    def main_teacher(self, domain: str) -> str:
+        """The dearest: the one that the student is compared with."""
+        return self.order[-1]
+
+    def asked(self, request: ScoreRequest, settled: Mapping[str, Result]) -> tuple[str, ...]:
+        """Those whose turn has come, given what was answered so far."""
+        for place, name in enumerate(self.order):
+            result = settled.get(name)
+            if result is None or not self.goes_on(request, result):
+                return self.order[: place + 1]
+        return self.order
+
+    def goes_on(self, request: ScoreRequest, result: Result) -> bool:
+        """Whether a dearer teacher is worth asking after this result."""
+        if isinstance(result, TeacherFailure):
+            return True
+        signal = result.signal
+        if isinstance(signal, Judgment):
+            if signal.score is None:
+                return True
+            low, high = self.unsure
+            contradicted = request.checked is not None and (request.checked >= PASSING) != (signal.score >= PASSING)
+            return low < signal.score < high or (self.checker and contradicted)
+        if isinstance(signal, TopK) and self.disagreement is not None and bool(signal.valid.any()):
+            return float(-signal.token_logprobs[signal.valid].mean()) > self.disagreement
+        return False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """fallback: teacher -> who is asked where it fails. needs: teacher -> whose feedback it is shown."""
+
+    routes: Routes | Cascade
+    fallback: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
+
+
+def next_teachers(
+    plan: Plan, request: ScoreRequest, asked: Collection[str], settled: Mapping[str, Result]
+) -> tuple[str, ...]:
+    """Whom to ask now, beside those in `asked`; empty with nothing under way: the request is settled.
+
+    settled: what teachers in `asked` have said so far. Raises TeacherError for a domain without a teacher.
+    """
+    routes = plan.routes
+    first = routes.asked(request, settled) if isinstance(routes, Cascade) else tuple(routes.shares(request.domain))
+    wanted: dict[str, None] = {}
+    for name in first:
+        _want(plan, name, settled, wanted)
+    return tuple(name for name in wanted if name not in asked)
+
+
+def _want(plan: Plan, name: str, settled: Mapping[str, Result], wanted: dict[str, None]) -> None:
+    if name in wanted:
+        return
+    shows = plan.needs.get(name)
+    if shows is not None and shows not in settled:
+        _want(plan, shows, settled, wanted)
+        return
+    wanted[name] = None
+    if isinstance(settled.get(name), TeacherFailure) and name in plan.fallback:
+        _want(plan, plan.fallback[name], settled, wanted)
+
+
+def final_shares(plan: Plan, request: ScoreRequest, settled: Mapping[str, Result]) -> dict[str, float]:
+    """Teacher -> share of a settled request, over those who answered; they sum to 1. Empty where nobody did.
+
+    A failed teacher's share is its fallback's; where that failed too, all others' shares grow in proportion.
+    """
+    routes = plan.routes
+    if isinstance(routes, Cascade):
+        answered = [name for name in routes.order if _answerer(plan, name, settled) is not None]
+        last = _answerer(plan, answered[-1], settled) if answered else None
+        return {last: 1.0} if last is not None else {}
+    shares: dict[str, float] = {}
+    lost = False
+    for name, share in routes.shares(request.domain).items():
+        who = _answerer(plan, name, settled)
+        if who is None:
+            lost = True
+        else:
+            shares[who] = shares.get(who, 0.0) + share
+    if not lost:  # untouched, so that a share stays the same number
+        return shares
+    total = sum(shares.values())
+    return {name: share / total for name, share in shares.items()}
+
+
+def _answerer(plan: Plan, name: str, settled: Mapping[str, Result]) -> str | None:
+    """Who answered in this teacher's place: itself, or the first of its fallbacks that did."""
+    seen: set[str] = set()
+    while name not in seen:
+        if isinstance(settled.get(name), Answer):
+            return name
+        seen.add(name)
+        if name not in plan.fallback:
+            return None
+        name = plan.fallback[name]
+    return None

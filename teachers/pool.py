@@ -1,87 +1,129 @@
-"""The teachers of a recipe: built, sharing what they can share, and asked in order."""
+"""The teachers of a recipe: built, sharing what they can share, and asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 
-from teachers import adapters, local
+from teachers import adapters, chat, local, plugins, privileged, programs, served
 from teachers.alignment import compare_models, compare_vocabularies
 from teachers.causal_lm import CausalLM, ModelKey
-from teachers.config import TeacherConfig
+from teachers.config import TeacherConfig, TransformersTeacher
 from teachers.errors import TeacherError
 from teachers.models import Models, Resolve, where
-from teachers.plan import Assignment
 from teachers.scoring import TOKENS_PER_FORWARD, HiddenStateTeacher
-from teachers.types import Answer, ScoreRequest, TeacherFailure
+from teachers.types import Answer, LocalTeacher, RemoteTeacher, ScoreRequest, TeacherFailure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from teachers.courier import Courier
+    from teachers.privileged import Selves
+    from teachers.tools import Tools
 
-class Kind(NamedTuple):
-    """How a kind of teacher is made from its configuration. Kinds with a smaller `order` are built first."""
+
+class ModelKind(NamedTuple):
+    """How a kind that is a model in this process is made. Kinds with a smaller `order` are built first."""
 
     tokenizer_of: Callable[[str, Any, Models], PreTrainedTokenizerBase]
-    build: Callable[[str, Any, Models], HiddenStateTeacher]
+    build: Callable[[str, Any, Models], LocalTeacher]
     order: int
 
 
+class OwnKind(NamedTuple):
+    """How a kind that is made of the student itself is made."""
+
+    build: Callable[[str, Any, Selves], LocalTeacher]
+
+
+class RemoteKind(NamedTuple):
+    """How a kind that is waited for is made."""
+
+    build: Callable[[str, Any, Tools], RemoteTeacher | LocalTeacher]
+
+
 # Adapters first: they change the base in place, and whoever uses it as it is has to know.
-KINDS = {
-    "adapter": Kind(adapters.tokenizer_of, adapters.build, order=0),
-    "transformers": Kind(local.tokenizer_of, local.build, order=1),
+KINDS: Mapping[str, ModelKind | OwnKind | RemoteKind] = {
+    "adapter": ModelKind(adapters.tokenizer_of, adapters.build, order=0),
+    "transformers": ModelKind(local.tokenizer_of, local.build, order=1),
+    "self": OwnKind(privileged.build),
+    "served": RemoteKind(served.build),
+    "chat": RemoteKind(chat.build),
+    "program": RemoteKind(lambda name, config, tools: programs.build(name, config, tools, tools.check)),
+    "plugin": RemoteKind(plugins.build),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Up to ten teachers, in the recipe's order. notes: what a user may want to know about them, one line each."""
+    """Up to ten teachers, in the recipe's order. notes: what a user may want to know about them, one line each.
 
-    teachers: Mapping[str, HiddenStateTeacher]
+    courier: who talks to the remote ones; None where there is none, and in all processes but the first.
+    """
+
+    teachers: Mapping[str, LocalTeacher | RemoteTeacher]
+    courier: Courier | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.teachers)
 
-    def score(
-        self, stage: Sequence[Assignment], requests: Mapping[str, ScoreRequest]
-    ) -> Iterator[tuple[str, str, Answer | TeacherFailure]]:
-        """Yields (teacher, request_id, what it said), teacher by teacher, once for every assignment.
+    @property
+    def remote(self) -> dict[str, RemoteTeacher]:
+        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, RemoteTeacher)}
 
-        `requests`: by request_id. What a teacher cannot answer is a TeacherFailure; an exception is a mistake in the
-        program or an exhausted machine, and is passed on.
+    def score(self, name: str, questions: Sequence[ScoreRequest]) -> Iterator[tuple[str, Answer | TeacherFailure]]:
+        """What a local teacher says, once for every request, in any order.
+
+        What it cannot answer is a TeacherFailure; an exception is a mistake in the program or an exhausted machine, and
+        is passed on.
         """
-        for name, teacher in self.teachers.items():
-            asked = [assignment.request_id for assignment in stage if assignment.teacher == name]
-            open_requests = set(asked)
-            if len(open_requests) < len(asked):
-                raise ValueError(f"{name} is asked about the same request twice")
-            for request_id, result in teacher.score([requests[request_id] for request_id in asked]) if asked else ():
-                if request_id not in open_requests:
-                    raise RuntimeError(f"{name} answered {request_id}, which was not asked or is answered already")
-                open_requests.remove(request_id)
-                yield name, request_id, result
-            if open_requests:
-                raise RuntimeError(f"{name} left {len(open_requests)} requests unanswered, {min(open_requests)} first")
-        if strangers := {assignment.teacher for assignment in stage} - self.teachers.keys():
-            raise ValueError(f"the pool has no teacher {min(strangers)}")
+        teacher = self.teachers[name]
+        assert not isinstance(teacher, RemoteTeacher), f"{name} is remote: it is asked by the courier"
+        left = {request.request_id for request in questions}
+        for request_id, result in teacher.score(questions):
+            if request_id not in left:
+                raise RuntimeError(f"{name} answered {request_id}, which was not asked or is answered already")
+            left.remove(request_id)
+            yield request_id, result
+        if left:
+            raise RuntimeError(f"{name} left {len(left)} requests unanswered, {min(left)} first")
+
+    def ask(self, name: str, question: ScoreRequest, done: Callable[[Answer | TeacherFailure], None]) -> None:
+        """Asks a remote teacher; `done` is called once, on another thread."""
+        assert self.courier is not None, "only the first process asks remote teachers"
+        self.courier.ask(name, question, done)
+
+    def check(self) -> None:
+        """Raises what went wrong while a remote teacher was asked, if it was the program's fault."""
+        if self.courier is not None:
+            self.courier.check()
 
     @contextmanager
     def writing(self, name: str) -> Iterator[CausalLM]:
         """The teacher as a model that writes: inside, forwards of `lm.model` are this teacher's."""
         teacher = self.teachers[name]
+        if not writes(teacher):
+            raise TeacherError(f"{where(name)}: it has no model in this process that could write answers")
         with teacher.running():
             yield teacher.lm
 
     def close(self) -> None:
+        if self.courier is not None:
+            self.courier.close()
         for teacher in self.teachers.values():
-            teacher.close()
+            if not isinstance(teacher, RemoteTeacher):
+                teacher.close()
+
+
+def writes(teacher: LocalTeacher | RemoteTeacher) -> TypeGuard[HiddenStateTeacher]:
+    """Whether it can write answers itself."""
+    return isinstance(teacher, HiddenStateTeacher)
 
 
 def build_pool(
@@ -91,33 +133,59 @@ def build_pool(
     shared: Mapping[ModelKey, CausalLM],
     device: torch.device,
     resolve: Resolve,
+    selves: Selves | None = None,
+    tools: Tools | None = None,
+    courier: Callable[[Mapping[str, RemoteTeacher]], Courier | None] = lambda _: None,
     progress: Callable[[str], None] = lambda _: None,
     tokens_per_forward: int = TOKENS_PER_FORWARD,
 ) -> Pool:
     """Loads the teachers of a recipe.
 
     Each base is loaded once; those in `shared`, by `model_key`, are the student's and not loaded at all. All
-    tokenizers are compared with the student's before the first weight is read.
+    tokenizers are compared with the student's before the first weight is read. selves: what teachers of the kind
+    `self` are made of. tools: what remote teachers are built with. courier: makes the one who asks them, where there are any.
 
     Raises:
         TeacherError: everything that is wrong, one line each.
     """
     models = Models(student, shared, device, resolve, progress, tokens_per_forward)
-    notes, problems = _compared(configs, models)
+    in_process = {name: config for name, config in configs.items() if isinstance(KINDS[config.kind], ModelKind)}
+    notes, problems = _compared(in_process, models)
     if problems:
         raise TeacherError("\n".join(problems))
-    built: dict[str, HiddenStateTeacher] = {}
-    for name, config in sorted(configs.items(), key=lambda item: KINDS[item[1].kind].order):
+    built: dict[str, LocalTeacher | RemoteTeacher] = {}
+    for name in sorted(configs, key=lambda name: _order(configs[name])):
         try:
-            built[name] = KINDS[config.kind].build(name, config, models)
+            built[name] = _build(name, configs[name], models, selves, tools)
         except TeacherError as error:
             problems.append(str(error))
     if problems:
         raise TeacherError("\n".join(problems))
     teachers = {name: built[name] for name in configs}
-    for name, teacher in teachers.items():
-        notes += compare_models(student, teacher.lm, name=where(name)).notes
-    return Pool(teachers, tuple(notes))
+    for name in in_process:
+        teacher = teachers[name]
+        if isinstance(teacher, HiddenStateTeacher):
+            notes += compare_models(student, teacher.lm, name=where(name)).notes
+    remote = {name: teacher for name, teacher in teachers.items() if isinstance(teacher, RemoteTeacher)}
+    return Pool(teachers, courier(remote) if remote else None, tuple(notes))
+
+
+def _order(config: TeacherConfig) -> int:
+    kind = KINDS[config.kind]
+    return kind.order if isinstance(kind, ModelKind) else len(KINDS)
+
+
+def _build(
+    name: str, config: TeacherConfig, models: Models, selves: Selves | None, tools: Tools | None
+) -> LocalTeacher | RemoteTeacher:
+    kind = KINDS[config.kind]
+    if isinstance(kind, RemoteKind):
+        assert tools is not None, f"{name} is remote and needs tools"
+        return kind.build(name, config, tools)
+    if isinstance(kind, OwnKind):
+        assert selves is not None, f"{name} is made of the student"
+        return kind.build(name, config, selves)
+    return kind.build(name, config, models)
 
 
 def _compared(configs: Mapping[str, TeacherConfig], models: Models) -> tuple[list[str], list[str]]:
@@ -125,8 +193,12 @@ def _compared(configs: Mapping[str, TeacherConfig], models: Models) -> tuple[lis
     notes: list[str] = []
     problems: list[str] = []
     for name, config in configs.items():
+        if isinstance(config, TransformersTeacher) and config.align is not None:
+            continue  # another tokenizer, on purpose
         try:
-            tokenizer = KINDS[config.kind].tokenizer_of(name, config, models)
+            kind = KINDS[config.kind]
+            assert isinstance(kind, ModelKind)
+            tokenizer = kind.tokenizer_of(name, config, models)
         except TeacherError as error:
             problems.append(str(error))
             continue

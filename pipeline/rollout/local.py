@@ -6,7 +6,7 @@ alone: the last bits of a logit depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, ModelError, RunError
-from pipeline.rollout.protocol import SamplingSettings
+from pipeline.rollout.protocol import OnFinished, SamplingSettings
 from pipeline.rollout.sampling import sample, uniforms
 from pipeline.rollout.segments import ThinkTags, segment, think_tags
 from pipeline.rollout.stopping import Finish, Stopping
@@ -87,7 +87,7 @@ class LocalGenerator:
         seed: int,
         step: int,
         policy_version: int,
-        on_finished: Callable[[int], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> list[Rollout]:
         """As in the protocol.
 
@@ -111,9 +111,12 @@ class LocalGenerator:
                     uniforms(seed, step, row.prompt.prompt_id, row.sample_index, settings.max_new_tokens)
                     for row in group
                 ]
-                drafts = self._decode(group, np.stack(numbers), settings, on_finished)
-                for row, draft in zip(group, drafts, strict=True):
-                    written[row.place, row.sample_index] = _rollout(row, draft, tags, policy_version)
+                for finished in self._decode(group, np.stack(numbers), settings):
+                    rollouts = [_rollout(row, draft, tags, policy_version) for row, draft in finished]
+                    for (row, _), rollout in zip(finished, rollouts, strict=True):
+                        written[row.place, row.sample_index] = rollout
+                    if on_finished is not None:
+                        on_finished(rollouts)
         return [written[row.place, row.sample_index] for row in rows]
 
     def _decode(
@@ -121,8 +124,8 @@ class LocalGenerator:
         group: Sequence[_Row],
         numbers: np.ndarray[Any, np.dtype[np.float64]],
         settings: SamplingSettings,
-        on_finished: Callable[[int], None] | None,
-    ) -> list[_Draft]:
+    ) -> Iterator[list[tuple[_Row, _Draft]]]:
+        """Yields rows whenever some are finished, with what they hold."""
         stopping = _stopping(self.lm, settings)
         drafts = [_Draft() for _ in group]
         batch = self._prefill(group, numbers)
@@ -131,14 +134,15 @@ class LocalGenerator:
                 batch.logits, batch.numbers[:, turn], settings.temperature, settings.top_p, settings.top_k
             )
             tokens = ids.tolist()
-            running = _record(group, drafts, batch.drafts, tokens, logprobs, stopping, on_finished)
+            running, finished = _record(group, drafts, batch.drafts, tokens, logprobs, stopping)
+            if finished:
+                yield [(group[index], drafts[index]) for index in finished]
             if not running:
                 break
             if self.lm.tolerance.row_removal and len(running) <= (1 - _REMOVE_FROM) * len(tokens):
                 batch.keep(running)
                 ids = ids[torch.tensor(running, device=ids.device)]
             self._advance(batch, ids, turn)
-        return drafts
 
     def _prefill(self, group: Sequence[_Row], numbers: np.ndarray[Any, np.dtype[np.float64]]) -> _Batch:
         """Runs the prompts, padded on the left; one run for all samples of a prompt where cache rows may repeat."""
@@ -203,10 +207,10 @@ def _record(
     tokens: Sequence[int],
     logprobs: Sequence[Tensor],
     stopping: Stopping,
-    on_finished: Callable[[int], None] | None,
-) -> list[int]:
-    """Appends a token to every draft that is not finished. Returns the places in the batch that go on."""
-    running, finished = [], 0
+) -> tuple[list[int], list[int]]:
+    """Appends a token to every draft that is not finished. Returns the places in the batch that go on, and the drafts
+    that are finished now."""
+    running, finished = [], []
     model_logprobs, sampling_logprobs = (values.tolist() for values in logprobs)
     for place, (index, token) in enumerate(zip(writing, tokens, strict=True)):
         draft = drafts[index]
@@ -224,10 +228,8 @@ def _record(
         if draft.finish is None:
             running.append(place)
         else:
-            finished += 1
-    if finished and on_finished is not None:
-        on_finished(finished)
-    return running
+            finished.append(index)
+    return running, finished
 
 
 def _groups(rows: Sequence[_Row], limit: int, mixed_lengths: bool) -> Iterator[list[_Row]]:

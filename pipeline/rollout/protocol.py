@@ -13,6 +13,9 @@ from pipeline.recipe import Rollouts
 from pipeline.types import Prompt, Rollout
 
 
+OnFinished = Callable[[Sequence[Rollout]], None]
+
+
 @dataclass(frozen=True)
 class SamplingSettings:
     """How completions are drawn.
@@ -49,7 +52,7 @@ class Generator(Protocol):
         seed: int,
         step: int,
         policy_version: int,
-        on_finished: Callable[[int], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> list[Rollout]:
         """Completes every prompt `settings.samples_per_prompt` times.
 
@@ -57,7 +60,7 @@ class Generator(Protocol):
             prompts: each prompt with its ids as the student sees them.
             seed, step: with a prompt's id and the sample's number they determine the random numbers, nothing else does.
             policy_version: number of updates in the weights, recorded with every token.
-            on_finished: called with how many completions have finished since the last call.
+            on_finished: called with the rollouts that have finished since the last call, while others are written.
 
         Returns:
             Rollouts in the order of the prompts, a prompt's samples together.

@@ -211,12 +211,14 @@ def test_stop_strings_and_stop_tokens() -> None:
 
 
 def test_progress_counts_every_completion() -> None:
-    counts: list[int] = []
+    counts: list[list[Rollout]] = []
     lm = ending_often(language_model())
-    LocalGenerator(lm).generate(
+    rollouts = LocalGenerator(lm).generate(
         prompts(), replace(SETTINGS, samples_per_prompt=3), seed=0, step=0, policy_version=0, on_finished=counts.append
     )
-    assert sum(counts) == 24
+    told = [rollout for finished in counts for rollout in finished]
+    assert {rollout.rollout_id: rollout for rollout in told} == {rollout.rollout_id: rollout for rollout in rollouts}
+    assert len(told) == 24
     assert len(counts) > 1
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline.asking import Asking, ask, routes_of
+from pipeline.asking import Asked, Asking, request_of, routes_of, rows_of
+from pipeline.judgments import Baselines, JudgedSettings
+from pipeline.recipe import Objective
 from pipeline.recipe_file import load_recipe
 from pipeline.targets import ANCHOR
 from pipeline.types import Divergence, Prompt, Rollout
-from teachers.plan import Routes
+from teachers.exchange import Exchange
+from teachers.plan import Plan, Routes
 from teachers.pool import Pool
 from teachers.types import (
     Answer,
@@ -26,6 +31,7 @@ from teachers.types import (
     SignalKind,
     TeacherFailure,
 )  # fmt: skip
+from tests.models import tiny_tokenizer
 from tests.runs import changed, distill_settings, write_recipe
 
 HEAD = Head("head", 5, lambda: HeadWeights(torch.zeros(5, 2)))
@@ -59,7 +65,17 @@ def rollout(name: str, domain: str) -> Rollout:
 
 
 def asking(teachers: Mapping[str, Scripted], routes: Routes, weights: Mapping[str, float], **anchor: object) -> Asking:
-    return Asking(Pool(teachers), routes, weights, Divergence(), **anchor)  # type: ignore[arg-type]
+    objective = Objective()
+    judged = JudgedSettings(objective.grades, objective.rewrites, max_new_tokens=8)
+    lm: Any = SimpleNamespace(tokenizer=tiny_tokenizer(), end_ids=frozenset({1}))  # a model is not needed to read
+    return Asking(Pool(teachers), Plan(routes), weights, objective.losses(), judged, lm, **anchor)  # type: ignore[arg-type]
+
+
+def ask(asking: Asking, rollouts: Sequence[Rollout], step: int) -> Asked:
+    exchange = Exchange(asking.pool, asking.plan, {})
+    for rollout in rollouts:
+        exchange.submit(request_of(asking, rollout, step))
+    return rows_of(asking, rollouts, exchange.settle(), Baselines())
 
 
 def coefficients(rows: Sequence[object]) -> list[dict[str, float]]:

@@ -1,0 +1,168 @@
+"""A step between its drawing and its update: its prompts, its rollouts, and its questions on their way.
+
+With staleness s the rollouts of step n are written by the student after n - 1 - s updates, whatever the teachers take:
+a rule, and no race. So what a step trains on is the same however often the run was stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline import manifest
+from pipeline.asking import Asking, request_of
+from pipeline.errors import RunError
+from pipeline.types import Prompt, Rollout
+from teachers.exchange import Exchange, Settled
+from teachers.types import TeacherFailure
+
+if TYPE_CHECKING:
+    from pipeline.trainer import Loop
+
+REST = 30.0  # seconds before a step that too few teachers answered is asked about again
+
+
+@dataclass(eq=False)
+class Flight:
+    """rollouts: of all processes, in the order of the prompts. mine: this process's. exchange: None if nobody is asked.
+    """
+
+    step: int
+    prompts: Sequence[Prompt]
+    rollouts: list[Rollout]
+    mine: list[Rollout]
+    exchange: Exchange | None
+
+
+def launch(loop: Loop, step: int, version: int, prompts: Sequence[Prompt]) -> Flight:
+    """Writes the rollouts of `step`, or reads them where they were recorded, and asks about each as it is finished.
+
+    version: updates in the weights that write.
+    """
+    exchange = open_exchange(loop, step)
+    recorded = manifest.load_rollouts(loop.folder / "journal", step, prompts)
+    streaming = exchange is not None and loop.world.size == 1
+    rollouts = recorded or _write(loop, step, version, prompts, exchange if streaming else None)
+    mine = rollouts[loop.world.rank :: loop.world.size]
+    if exchange is not None and (recorded or not streaming):
+        assert loop.asking is not None
+        for rollout in mine:
+            exchange.submit(request_of(loop.asking, rollout, step))
+    return Flight(step, prompts, rollouts, mine, exchange)
+
+
+def launch_together(loop: Loop, prompts: Mapping[int, Sequence[Prompt]]) -> list[Flight]:
+    """Several steps of completions that do not depend on the student, written in one go: ten teachers that write a
+    few answers each take nearly as long as for many. prompts: by step, a whole block or what is recorded of it."""
+    journal = loop.folder / "journal"
+    recorded = {step: manifest.load_rollouts(journal, step, wanted) for step, wanted in prompts.items()}
+    if not all(recorded.values()):
+        first = min(prompts)
+        everything = tuple({p.prompt_id: p for wanted in prompts.values() for p in wanted}.values())
+        by_prompt = _written(loop, first, 0, everything, None)
+        for step, wanted in prompts.items():
+            recorded[step] = [rollout for prompt in wanted for rollout in by_prompt[prompt.prompt_id]]
+            if loop.world.is_main:
+                manifest.save_rollouts(journal, step, recorded[step] or [])
+        loop.world.wait()
+    rank, size = loop.world.rank, loop.world.size
+    return [Flight(step, prompts[step], found, found[rank::size], None) for step, found in recorded.items() if found]
+
+
+def open_exchange(loop: Loop, step: int) -> Exchange | None:
+    if loop.asking is None:
+        return None
+    known = manifest.load_failures(loop.folder / "journal", step)
+    gather = loop.world.gather if loop.world.size > 1 else None
+    return Exchange(loop.asking.pool, loop.asking.plan, known, gather=gather, rank=loop.world.rank)
+
+
+def _write(
+    loop: Loop, step: int, version: int, prompts: Sequence[Prompt], exchange: Exchange | None
+) -> list[Rollout]:
+    """The rollouts in the order of the prompts; they are on disk before anything depends on them."""
+    by_prompt = _written(loop, step, version, prompts, exchange)
+    rollouts = [rollout for prompt in prompts for rollout in by_prompt[prompt.prompt_id]]
+    if loop.world.is_main:
+        manifest.save_rollouts(loop.folder / "journal", step, rollouts)
+    loop.world.wait()
+    return rollouts
+
+
+def _written(
+    loop: Loop, step: int, version: int, prompts: Sequence[Prompt], exchange: Exchange | None
+) -> dict[str, list[Rollout]]:
+    """By prompt id. Each process writes its share, and all get them all."""
+    world = loop.world
+    on_finished = None if exchange is None else _asker(loop, exchange, step)
+    own = loop.write(prompts[world.rank :: world.size], step, version=version, on_finished=on_finished)
+    by_prompt: dict[str, list[Rollout]] = {}
+    for rollout in (rollout for part in world.gather(own) for rollout in part):
+        by_prompt.setdefault(rollout.prompt.prompt_id, []).append(rollout)
+    return by_prompt
+
+
+def _asker(loop: Loop, exchange: Exchange, step: int) -> Callable[[Sequence[Rollout]], None]:
+    asking = loop.asking
+    assert asking is not None
+
+    def ask(finished: Sequence[Rollout]) -> None:
+        for rollout in finished:
+            exchange.submit(request_of(asking, rollout, step))
+
+    return ask
+
+
+def settle(loop: Loop, flight: Flight) -> tuple[dict[str, Settled], float]:
+    """Everything that was said of a step, and the seconds of waiting. What failed is recorded, so that it stays so.
+
+    Raises RunError where fewer rows than the quorum were answered and the recipe says to stop.
+    """
+    exchange, asking = flight.exchange, loop.asking
+    assert exchange is not None and asking is not None
+    waited = 0.0
+    while True:
+        settled = exchange.settle()
+        waited += exchange.waited
+        answered = sum(loop.world.gather(sum(bool(found.shares) for found in settled.values())))
+        needed = asking.quorum * len(flight.rollouts)
+        if answered >= needed:
+            break
+        exchange = _again(loop, flight, answered, _reasons(settled))
+    failures = loop.world.gather(exchange.failures())
+    if loop.world.is_main:
+        manifest.save_failures(loop.folder / "journal", flight.step, {k: v for part in failures for k, v in part.items()})
+    return settled, waited
+
+
+def _reasons(settled: Mapping[str, Settled]) -> str:
+    """Who failed for which reason how often, the most frequent first."""
+    counts = Counter(
+        f"{teacher}: {result.reason}"
+        for found in settled.values()
+        for teacher, result in found.results.items()
+        if isinstance(result, TeacherFailure)
+    )
+    return ", ".join(f"{what} ({count})" for what, count in counts.most_common(3))
+
+
+def _again(loop: Loop, flight: Flight, answered: int, reasons: str) -> Exchange:
+    """Asks again about a step, after a rest; what was answered comes from the journal."""
+    asking = loop.asking
+    assert asking is not None
+    count = f"step {flight.step}: only {answered} of {len(flight.rollouts)} rows were answered ({reasons})"
+    if not asking.waits:
+        raise RunError(
+            f"{count}, and pool.quorum is {asking.quorum:.0%}; see what the teachers need, then go on with --resume"
+        )
+    if loop.world.is_main:
+        loop.display.warn(f"{count}; asking again in {REST:.0f} s")
+    time.sleep(REST)
+    exchange = open_exchange(loop, flight.step)
+    assert exchange is not None
+    for rollout in flight.mine:
+        exchange.submit(request_of(asking, rollout, flight.step))
+    return exchange

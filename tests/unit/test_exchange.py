@@ -1,0 +1,211 @@
+"""A step's questions: every request is settled by all who were asked, whenever their answers come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from teachers.exchange import Exchange
+from teachers.plan import Plan, Routes
+from teachers.types import (
+    Answer,
+    Finding,
+    Judgment,
+    RawText,
+    ScoreRequest,
+    SignalKind,
+    TeacherFailure,
+    Usage,
+)
+
+Result = Answer | TeacherFailure
+
+
+def request(name: str) -> ScoreRequest:
+    return ScoreRequest(name, name, 0, 1, "d", RawText(name), (), "end")
+
+
+@dataclass
+class Local:
+    """Answers a batch and remembers which requests came together, and what it was shown."""
+
+    name: str
+    fails: bool = False
+    batches: list[list[str]] = field(default_factory=list)
+    shown: dict[str, Mapping[str, Judgment]] = field(default_factory=dict)
+    signals: frozenset[SignalKind] = frozenset({SignalKind.JUDGMENT})
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[str, Result]]:
+        self.batches.append([r.request_id for r in requests])
+        for r in requests:
+            self.shown[r.request_id] = r.upstream
+            failure = TeacherFailure(self.name, "too_long", retryable=False)
+            yield r.request_id, failure if self.fails else Answer(Judgment(1.0, self.name))
+
+    def close(self) -> None: ...
+
+
+class Remote:
+    """Stands in the pool by the protocol; who answers in its place is the `Post` below."""
+
+    signals = frozenset({SignalKind.JUDGMENT})
+    identity = "remote"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def key(self, request: ScoreRequest) -> str:
+        return request.request_id
+
+    def estimate(self, request: ScoreRequest) -> Usage:
+        return Usage()
+
+    async def score(self, request: ScoreRequest, deadline: float) -> Result:
+        raise NotImplementedError
+
+    async def examine(self, deadline: float) -> tuple[Finding, ...]:
+        return ()
+
+    async def aclose(self) -> None: ...
+
+
+class Post:
+    """A courier whose answers leave in the order that a test wants: those of `order`, then as they were asked."""
+
+    def __init__(self, order: Sequence[str] = (), fails: Callable[[str, str], bool] = lambda *_: False) -> None:
+        self.order, self.fails = order, fails
+        self.asked: list[tuple[str, str]] = []
+        self.held: dict[str, Callable[[], None]] = {}
+        self.lock = threading.Lock()
+
+    def ask(self, teacher: str, question: ScoreRequest, done: Callable[[Result], None]) -> None:
+        self.asked.append((teacher, question.request_id))
+        failed = self.fails(teacher, question.request_id)
+        result = TeacherFailure(teacher, "unavailable", True) if failed else Answer(Judgment(0.5, f"by {teacher}"))
+        with self.lock:
+            self.held[question.request_id] = lambda: done(result)
+        wanted = [name for name in self.order if name in self.held] if len(self.held) >= len(self.order) else []
+        if len(self.held) >= len(self.order):
+            names = [*wanted, *(name for name in self.held if name not in wanted)]
+            held, self.held = self.held, {}
+            threading.Thread(target=lambda: [held[name]() for name in names]).start()
+
+    def check(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def pool(post: Post, *teachers: Any) -> Any:
+    from teachers.pool import Pool
+
+    return Pool({teacher.name: teacher for teacher in teachers}, post)  # type: ignore[arg-type]
+
+
+def test_a_remote_teacher_is_asked_before_the_step_is_complete() -> None:
+    post = Post()
+    exchange = Exchange(pool(post, Local("near"), Remote("far")), Plan(Routes({}, {"near": 1, "far": 1})), {})
+    exchange.submit(request("a"))
+    assert post.asked == [("far", "a")]
+    exchange.submit(request("b"))
+    settled = exchange.settle()
+    assert {name: dict(found.shares) for name, found in settled.items()} == {
+        "a": {"near": 0.5, "far": 0.5},
+        "b": {"near": 0.5, "far": 0.5},
+    }
+
+
+@pytest.mark.parametrize("order", [["a", "b", "c"], ["c", "a", "b"]])
+@pytest.mark.parametrize("submitted", ["abc", "cab"])
+def test_which_requests_a_local_teacher_scores_together_does_not_depend_on_when_answers_come(
+    order: list[str], submitted: str
+) -> None:
+    fallback = Local("near")
+    post = Post(order, fails=lambda teacher, name: name in "ac")
+    plan = Plan(Routes({}, {"far": 1.0}), fallback={"far": "near"})
+    exchange = Exchange(pool(post, fallback, Remote("far")), plan, {})
+    for name in submitted:
+        exchange.submit(request(name))
+    settled = exchange.settle()
+    assert fallback.batches == [["a", "c"]]
+    assert [dict(settled[name].shares) for name in "abc"] == [{"near": 1.0}, {"far": 1.0}, {"near": 1.0}]
+    assert set(exchange.failures()) == {("far", "a"), ("far", "c")}
+
+
+def test_feedback_reaches_the_teacher_that_is_shown_it() -> None:
+    shown = Local("own")
+    plan = Plan(Routes({}, {"own": 1.0}), needs={"own": "critic"})
+    exchange = Exchange(pool(Post(), shown, Remote("critic")), plan, {})
+    exchange.submit(request("a"))
+    settled = exchange.settle()
+    assert shown.shown["a"] == {"critic": Judgment(0.5, "by critic")}
+    assert dict(settled["a"].shares) == {"own": 1.0}
+
+
+def test_what_failed_before_a_restart_fails_again_and_is_not_asked() -> None:
+    known = {("far", "a"): TeacherFailure("far", "timeout", retryable=True)}
+    post = Post()
+    exchange = Exchange(pool(post, Remote("far"), Remote("other")), Plan(Routes({}, {"far": 1.0}), {"far": "other"}), known)
+    exchange.submit(request("a"))
+    settled = exchange.settle()
+    assert post.asked == [("other", "a")]
+    assert dict(settled["a"].shares) == {"other": 1.0}
+    assert exchange.failures() == known
+
+
+def test_nobody_left_to_ask_is_a_request_without_shares() -> None:
+    exchange = Exchange(pool(Post(), Local("near", fails=True)), Plan(Routes({}, {"near": 1.0})), {})
+    exchange.submit(request("a"))
+    assert dict(exchange.settle()["a"].shares) == {}
+    with pytest.raises(ValueError, match="twice"):
+        exchange.submit(request("a"))
+
+
+def test_several_processes_ask_through_the_first() -> None:
+    """Two ranks in two threads: only the first has a courier, and each gets the answers to its own questions."""
+    mail: list[SimpleQueue[Any]] = [SimpleQueue(), SimpleQueue()]
+    barrier = threading.Barrier(2)
+
+    def gather_of(rank: int) -> Callable[[Any], list[Any]]:
+        boxes: list[Any] = [None, None]
+
+        def gather(value: Any) -> list[Any]:
+            mail[1 - rank].put(value)
+            boxes[rank], boxes[1 - rank] = value, mail[rank].get()
+            barrier.wait()
+            return list(boxes)
+
+        return gather
+
+    post = Post(fails=lambda teacher, name: name == "b1")
+    found: dict[int, Any] = {}
+
+    def process(rank: int, names: Sequence[str], local: Local) -> None:
+        teachers = pool(post if rank == 0 else None, Remote("far"), local)  # type: ignore[arg-type]
+        plan = Plan(Routes({}, {"far": 1.0}), fallback={"far": "near"})
+        exchange = Exchange(teachers, plan, {}, gather=gather_of(rank), rank=rank)
+        for name in names:
+            exchange.submit(request(name))
+        found[rank] = exchange.settle()
+
+    locals_ = [Local("near"), Local("near")]
+    threads = [
+        threading.Thread(target=process, args=(0, ["a0", "b0"], locals_[0])),
+        threading.Thread(target=process, args=(1, ["a1", "b1", "c1"], locals_[1])),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert sorted(post.asked) == [("far", name) for name in ("a0", "a1", "b0", "b1", "c1")]
+    assert {name: dict(f.shares) for name, f in found[0].items()} == {"a0": {"far": 1.0}, "b0": {"far": 1.0}}
+    assert {name: dict(f.shares) for name, f in found[1].items()} == {
+        "a1": {"far": 1.0},
+        "b1": {"near": 1.0},
+        "c1": {"far": 1.0},
+    }
+    assert [local.batches for local in locals_] == [[], [["b1"]]]
