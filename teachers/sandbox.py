@@ -1,0 +1,388 @@
+"""The one place where programs run that nobody has read: no network, no secrets, limits that hold, nothing left behind.
+
+With bubblewrap a program sees a read-only system, the Python of this environment and a scratch folder in memory; it
+has network, processes and mounts of its own, no environment but PATH and the like, and no rights. Without bubblewrap,
+and only where `sandbox.required` is false, it runs with the limits, a scratch folder and a clean environment and no
+more: it sees the files and the network of whoever runs it, and a process that detaches itself may survive.
+
+A program's time is processor time, so that a score does not depend on what else the machine does; on the clock it may
+take `WALL` times as much. Memory is counted over all its processes by what they really hold, beside the kernel's limit
+on each one's addresses. Not covered: faults of the kernel itself, and kernel memory that belongs to no process's
+addresses (pipes, files in memory that are not mapped); where that matters, run the whole job in a container of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from typing import IO, Literal
+from weakref import WeakKeyDictionary
+
+from teachers.config import Sandbox
+
+KilledBy = Literal["time", "memory", "output", "processes", "signal"]
+
+PYTHON = str(Path(sys.executable).resolve())  # the one that a virtual environment's link leads to
+LAUNCH = Path(__file__).with_name("launch.py")
+WALL = 3.0  # seconds on the clock for each second of processor time
+LOOK_EVERY = 0.05  # seconds between two looks at what the processes use
+SPARE_PROCESSES = 8  # between the recipe's limit, at which all are killed, and the kernel's, at which forks fail
+OPEN_FILES = 256
+NOBODY = 65534
+UIDS = range(1_000_000_000, 2_000_000_000)  # nobody's: one drawn for each run where root starts it
+MEGABYTE = 1 << 20
+
+
+class SandboxError(Exception):
+    """The sandbox itself did not work: one line that says why. What a program does is never one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a program came to.
+
+    status: its exit status, 128 + n where signal n ended it. output: standard output and error, cut at the limit.
+    seconds: on the clock. killed_by: the limit that it met; signal where it died of one that was not ours; else None.
+    """
+
+    status: int
+    output: bytes
+    seconds: float
+    killed_by: KilledBy | None
+
+
+async def run(
+    command: Sequence[str], files: Mapping[str, bytes], limits: Sandbox, input: bytes = b"", *, room: Path | None = None
+) -> Outcome:
+    """Runs `command` in a scratch folder of its own that holds `files`, by relative path, and waits for its end.
+
+    As many run at once as there are cores; the rest wait for their turn. When this returns, or is cancelled, no process
+    of the program is left. room: where scratch folders are made without bubblewrap; default: the system's own place.
+
+    Raises SandboxError: no bubblewrap though it is required, no such command, no room.
+    """
+    for name in files:
+        if name.startswith("/") or ".." in Path(name).parts:
+            raise SandboxError(f"the file {name} would lie outside the scratch folder: give a relative path")
+    missing = missing_protection()
+    if missing is not None and limits.required:
+        raise SandboxError(missing)
+    order = _order(command, files, limits, input, protected=missing is None)
+    async with _turns():
+        if missing is None:
+            return await _run(_protected(limits), "/", order, limits, own_processes=2)
+        with _scratch(room) as folder:
+            return await _run([PYTHON, "-I", "-S", str(LAUNCH)], folder, order, limits, own_processes=0)
+
+
+# ---- bubblewrap ----
+
+
+@lru_cache(maxsize=1)
+def missing_protection() -> str | None:
+    """None where bubblewrap works; else why not, in one line. Found out once, by starting it."""
+    if shutil.which("bwrap") is None:
+        return "bubblewrap is not installed (apt-get install bubblewrap)"
+    try:
+        tried = subprocess.run(
+            [*_walls(MEGABYTE), "--", PYTHON, "-I", "-S", "-c", ""],
+            env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "bubblewrap did not start within 30 seconds"
+    if tried.returncode == 0:
+        return None
+    said = " ".join(tried.stderr.split()) or f"exit status {tried.returncode}"
+    return f"bubblewrap does not work here ({said}): user namespaces may be switched off"
+
+
+def _protected(limits: Sandbox) -> list[str]:
+    return [*_walls(limits.memory_megabytes * MEGABYTE // 4), "--", PYTHON, "-I", "-S", "/launch.py"]
+
+
+def _walls(scratch_bytes: int) -> list[str]:
+    """bwrap and its options. What is mounted later hides what was mounted before."""
+    words = [str(shutil.which("bwrap"))]
+    words += ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    words += ["--hostname", "sandbox", "--die-with-parent", "--new-session"]
+    words += _rights()
+    size = str(scratch_bytes)
+    words += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
+    words += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp", "--perms", "0777", "--dir", "/tmp/scratch"]
+    words += [*_system(), "--ro-bind", str(LAUNCH), "/launch.py"]
+    words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp/scratch", "--clearenv"]
+    return words + [word for name, value in _environment("/tmp/scratch").items() for word in ("--setenv", name, value)]
+
+
+def _rights() -> list[str]:
+    """A user namespace; but none for root.
+
+    The kernel does not hold root to a number of processes, nor whoever is root outside a user namespace. So for root
+    `launch.py` becomes another user instead, and needs the right to do so until then.
+    """
+    if _is_root():
+        return ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    words = ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+    return [*words, "--disable-userns"] if "--disable-userns" in _help() else words
+
+
+def _is_root() -> bool:
+    """Root of the machine; root of a container with users of its own is nobody special."""
+    return os.getuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]
+
+
+@lru_cache(maxsize=1)
+def _help() -> str:
+    return subprocess.run([str(shutil.which("bwrap")), "--help"], env={}, capture_output=True, text=True).stdout
+
+
+def _system() -> list[str]:
+    """Read-only: /usr, what leads into it, the loader's cache, this environment's Python; nothing else of a home."""
+    words = ["--ro-bind", "/usr", "/usr"]
+    for path in map(Path, ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")):
+        if path.is_symlink():
+            words += ["--symlink", os.readlink(path), str(path)]
+        elif path.is_dir():
+            words += ["--ro-bind", str(path), str(path)]
+    parts = [Path("/etc/ld.so.cache"), Path("/etc/alternatives")]
+    parts += [prefix / name for prefix in _prefixes() for name in ("bin", "lib", "pyvenv.cfg")]
+    for path in filter(Path.exists, parts):
+        for folder in reversed(path.parents[:-1]):  # which would be closed to others where a home is
+            words += ["--perms", "0755", "--dir", str(folder)]
+        words += ["--ro-bind", str(path), str(path)]
+    return words
+
+
+def _prefixes() -> list[Path]:
+    """Where Python is installed, and the virtual environment over it, if not below /usr."""
+    places = dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), Path(PYTHON).parents[1]])
+    return [place for place in places if not place.is_relative_to("/usr")]
+
+
+def _environment(home: str) -> dict[str, str]:
+    """All that a program sees of an environment. Threads that nobody can use are not started: they count."""
+    places = [*(str(prefix / "bin") for prefix in _prefixes()), "/usr/local/bin", "/usr/bin", "/bin"]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    fixed = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "2"}
+    return {"PATH": ":".join(places), "HOME": home, "TMPDIR": home, **threads, **fixed}
+
+
+# ---- one run ----
+
+
+def _order(
+    command: Sequence[str], files: Mapping[str, bytes], limits: Sandbox, input: bytes, *, protected: bool
+) -> bytes:
+    """What goes to `launch.py`: a line of JSON, then the contents that it announces."""
+    memory = limits.memory_megabytes * MEGABYTE
+    kernel = {
+        "RLIMIT_AS": memory, "RLIMIT_FSIZE": memory, "RLIMIT_CORE": 0, "RLIMIT_NOFILE": OPEN_FILES,
+        "RLIMIT_CPU": ceil(limits.seconds) + 1,
+    }  # fmt: skip
+    if protected:  # outside, it would count whatever else this user runs
+        kernel["RLIMIT_NPROC"] = limits.processes + SPARE_PROCESSES
+    head = {
+        "command": list(command),
+        "files": [[name, len(content)] for name, content in files.items()],
+        "input": len(input),
+        "limits": kernel,
+        "uid": UIDS.start + secrets.randbelow(len(UIDS)) if protected and _is_root() else None,
+    }
+    return b"".join([json.dumps(head).encode(), b"\n", *files.values(), input])
+
+
+async def _run(launcher: Sequence[str], folder: str, order: bytes, limits: Sandbox, *, own_processes: int) -> Outcome:
+    """own_processes: of the sandbox itself, which do not count as the program's."""
+    start = time.perf_counter()
+    said, say = os.pipe()
+    told, tell = os.pipe()
+    try:
+        # An empty environment for bwrap too: a program may read that of its process 1.
+        process = await asyncio.create_subprocess_exec(
+            *launcher, str(tell), stdin=PIPE, stdout=say, stderr=STDOUT, cwd=folder, pass_fds=(tell,),
+            env=_environment(folder) if own_processes == 0 else {}, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        os.close(said)
+        os.close(told)
+        raise SandboxError(f"{launcher[0]} does not start: {error.strerror}") from error
+    finally:
+        os.close(say)
+        os.close(tell)
+    output = bytearray()
+    try:
+        with os.fdopen(said, "rb", buffering=0) as pipe:
+            killed_by = await _until_end(process, order, pipe, output, limits, own_processes)
+    finally:
+        heard = _rest(told)
+    if heard != b"1":
+        raise SandboxError(_why(heard, bytes(output)))
+    seconds = time.perf_counter() - start
+    code = process.returncode or 0
+    status = code if code >= 0 else 128 - code
+    if killed_by is None and status > 128:
+        out_of_time = status == 128 + signal.SIGKILL and seconds >= limits.seconds  # the kernel was first
+        killed_by = "time" if out_of_time else "signal"
+    return Outcome(status, bytes(output), seconds, killed_by)
+
+
+async def _until_end(
+    process: Process, order: bytes, pipe: IO[bytes], output: bytearray, limits: Sandbox, own_processes: int
+) -> KilledBy | None:
+    """Waits for the end of the program or for a limit; then none of its processes is left."""
+    tasks = [
+        asyncio.create_task(_flow(process, pipe, output, limits.output_kilobytes * 1024)),
+        asyncio.create_task(_watch(process, limits, own_processes)),
+    ]
+    feeding = asyncio.create_task(_feed(process, order))
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=limits.seconds * WALL, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task in done).result() if done else "time"
+    finally:
+        _kill(process, with_group=own_processes == 0)
+        for task in (*tasks, feeding):
+            task.cancel()
+        await asyncio.gather(*tasks, feeding, return_exceptions=True)
+        await process.wait()
+
+
+async def _feed(process: Process, order: bytes) -> None:
+    assert process.stdin is not None
+    with suppress(ConnectionError):  # it is dead already, and what it told says why
+        process.stdin.write(order)
+        await process.stdin.drain()
+    process.stdin.close()
+
+
+async def _flow(process: Process, pipe: IO[bytes], output: bytearray, most: int) -> KilledBy | None:
+    """Reads until nobody can write any more, and waits for the program's end."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    try:
+        while chunk := await reader.read(1 << 16):
+            room = most - len(output)
+            output += chunk[:room]
+            if len(chunk) > room:
+                return "output"
+    finally:
+        transport.close()
+    await process.wait()
+    return None
+
+
+def _rest(pipe: int) -> bytes:
+    """What stands in a pipe, without waiting; the pipe is closed."""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, 1_000)
+    except BlockingIOError:
+        return b""
+    finally:
+        os.close(pipe)
+
+
+def _why(heard: bytes, output: bytes) -> str:
+    """Why the program did not start, from what the launcher told, or else printed last."""
+    lines = (heard[1:] or output).decode(errors="replace").split("\n")
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word")
+    return f"the program did not start: {said[:200]}"
+
+
+# ---- what its processes use ----
+
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+async def _watch(process: Process, limits: Sandbox, own_processes: int) -> KilledBy:
+    """Returns when a limit is passed that the kernel does not hold for a tree of processes."""
+    most = limits.memory_megabytes * MEGABYTE
+    while True:
+        await asyncio.sleep(LOOK_EVERY)
+        if process.returncode is not None:  # without bubblewrap it may leave others behind, who keep the pipe open
+            _kill(process, with_group=own_processes == 0)
+        seconds, tasks, resident = 0.0, -own_processes, 0
+        pids = _tree(process.pid)
+        for pid in pids:
+            with suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+                seconds += sum(map(int, fields[11:15])) / TICKS  # its own and its dead children's, user and system
+                tasks += int(fields[17])
+                resident += int(fields[21]) * PAGE
+        if seconds > limits.seconds:
+            return "time"
+        if tasks > limits.processes:
+            return "processes"
+        # Pages that processes share are counted once for each of them; the exact sum costs more to find out.
+        if resident > most and sum(map(_share, pids)) > most:
+            return "memory"
+
+
+def _tree(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    pids = [root]
+    for pid in pids:  # grows on the way
+        with suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                pids += map(int, Path(f"/proc/{pid}/task/{task}/children").read_bytes().split())
+    return pids
+
+
+def _share(pid: int) -> int:
+    """Bytes of memory, where what n processes share counts 1/n for each."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _kill(process: Process, *, with_group: bool) -> None:
+    """The whole tree. Under bubblewrap the kernel ends all that live in its process namespace."""
+    for pid in _tree(process.pid) if process.returncode is None else ():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if with_group:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+# ---- room ----
+
+
+_TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+def _turns() -> asyncio.Semaphore:
+    """One for all sandboxes of this event loop: more programs than cores only lengthen each other's time."""
+    return _TURNS.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(len(os.sched_getaffinity(0))))
+
+
+@contextmanager
+def _scratch(room: Path | None) -> Iterator[str]:
+    folder = tempfile.mkdtemp(prefix="tutelage-", dir=room)
+    try:
+        yield folder
+    finally:
+        for place, names, _ in os.walk(folder):  # folders that a program has closed; links are not followed
+            for path in (os.path.join(place, name) for name in names):
+                if not os.path.islink(path):
+                    os.chmod(path, 0o700)
+        shutil.rmtree(folder)
