@@ -106,7 +106,9 @@ def cascade_saving(spent: Sequence[Decimal], dearest: int, answered: int, questi
 
 
 def money(dollars: Decimal) -> str:
-    """For people: two decimals, or three significant digits where that says nothing."""
-    if dollars == 0 or abs(dollars) >= Decimal("0.1"):
-        return f"${dollars:,.2f}"
-    return f"${dollars.quantize(Decimal(1).scaleb(dollars.adjusted() - 2)):f}"
+    """For people: two decimals, or up to three significant digits where those say nothing."""
+    sign, amount = "-" if dollars < 0 else "", abs(dollars)
+    if amount == 0 or amount >= Decimal("0.1"):
+        return f"{sign}${amount:,.2f}"
+    digits = f"{amount.quantize(Decimal(1).scaleb(amount.adjusted() - 2)):f}"
+    return f"{sign}${digits.rstrip('0').ljust(4, '0')}"

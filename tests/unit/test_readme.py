@@ -33,7 +33,7 @@ SET_UP = """\
     pip install -c constraints.txt -e .  &&  tutelage run recipes/quickstart.yaml
     pip install -c constraints.txt -e ".[dev]"  &&  pytest
 """
-HELP = ("tutelage --help", "tutelage run --help", "tutelage check --help")
+HELP = ("tutelage --help", "tutelage run --help", "tutelage check --help", "tutelage journal --help")
 
 
 def fenced(language: str) -> list[str]:
