@@ -199,6 +199,7 @@ class Attempts:
     def _let_go(self, task: asyncio.Task[Any]) -> None:
         self._cut_off.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
+            error.add_note("after it was cut off")
             self._mistake(error)
 
     def _same_model(self, desk: Desk, result: Result) -> Result:

@@ -195,12 +195,9 @@ class Courier:
             desk.open -= 1
         if isinstance(result, TeacherFailure):
             desk.failures[result.reason] += 1
-        self._land(key, result)
-
-    def _land(self, key: str, result: Result) -> None:
-        for desk, done in self._flights.pop(key, []):
+        for asker, done in self._flights.pop(key):
             # Two teachers may be one model under two names: each has its own failures.
-            self._tell(done, replace(result, teacher=desk.name) if isinstance(result, TeacherFailure) else result)
+            self._tell(done, replace(result, teacher=asker.name) if isinstance(result, TeacherFailure) else result)
 
     def _tell(self, done: Done, result: Result) -> None:
         try:
@@ -225,8 +222,8 @@ class Courier:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSING)
         await self._attempts.finish()
-        for key, waiting in list(self._flights.items()):  # cancelled before their first step, or held up
-            self._land(key, waiting[0][0].cancelled())
+        if self._flying:  # they waited for the journal too
+            await asyncio.wait(self._flying, timeout=CLOSING)
         closing = [asyncio.ensure_future(desk.teacher.aclose()) for desk in self._desks.values()]
         if closing:
             ended, _ = await asyncio.wait(closing, timeout=CLOSING)

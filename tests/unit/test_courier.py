@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 
-from teachers.attempts import GRACE, Result
+from teachers.attempts import GRACE, WRITERS, Result
 from teachers.config import Budget, Limits, Price
 from teachers.courier import Courier, Progress, journal_key
 from teachers.journal import FILE, Journal
@@ -271,6 +272,7 @@ def test_what_the_journal_knows_is_not_asked_again_and_is_the_same_to_the_bit(po
         assert getattr(given, name) == getattr(kept, name)
     assert second.ledger.totals()["t"].requests == 1
     assert (second.progress.replayed, second.progress.answered) == (1, 0)
+    assert [row.replayed for row in second.ledger.table()] == [1]
 
 
 def test_the_key_knows_who_is_asked_and_what() -> None:
@@ -479,6 +481,44 @@ def test_a_silent_teacher_is_given_up_by_all_who_wait(post: Open) -> None:
     assert len(never_sent) == 100 - len({name for name, _, _ in teacher.asked})
 
 
+# ---- all at once ----
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_happens_every_question_is_settled_and_the_books_agree(post: Open, seed: int) -> None:
+    random = Random(seed)
+    slow = says(after=random.uniform(0.1, 9.0))
+    moods: list[Step] = [slow, says(), fails(), fails("broken", in_doubt=True), fails("rejected", retryable=False),
+                         fails("rate_limited", retry_after=4.0), fails("unparsable", usage=USED), hangs]  # fmt: skip
+    names = [f"t{n}" for n in range(4)]
+    asked = [question(f"q{n}", key=f"k{random.randrange(40)}") for n in range(60)]
+    teachers = [
+        Told(name, {request.request_id: random.choices(moods, k=3) for request in asked}, identity=name)
+        for name in names
+    ]
+    limits = Limits(concurrency=random.randint(1, 8), retries=random.randint(0, 3), timeout=5.0, deadline=40.0,
+                    requests_per_minute=random.choice([None, 30]))  # fmt: skip
+    budget = Budget(tokens=random.choice([1500, 10**6]))
+    office = post(*teachers, limits=limits, budget=budget, price=Price(input=1, output=1), seed=seed)
+    results = office.ask(*asked, of=names)
+    office.courier.check()
+    assert len(results) == len(asked) * len(names)
+    assert "intended" not in states(office.file)
+    totals, keys = office.ledger.totals(), {request.group_id for request in asked}
+    for teacher in teachers:
+        mine = {request.group_id: results[f"{teacher.name} {request.request_id}"] for request in asked}
+        progress, total = office.courier.snapshot()[teacher.name], totals[teacher.name]
+        assert (progress.waiting, progress.under_way, teacher.at_once) == (0, 0, 0)
+        assert progress.answered + sum(progress.failures.values()) == len(keys)
+        assert progress.answered == sum(isinstance(result, Answer) for result in mine.values())
+        assert total.requests == len(teacher.asked)
+        assert total.doubtful == progress.in_doubt
+        assert total.tokens <= (budget.tokens or 0)
+        assert teacher.most_at_once <= limits.concurrency
+        if limits.requests_per_minute:
+            assert in_any_minute(teacher.times) <= limits.requests_per_minute
+
+
 # ---- money ----
 
 
@@ -641,22 +681,34 @@ def test_closing_lets_go_of_what_is_under_way(tmp_path: Path) -> None:
         office.courier.ask("t", question("q"), results.put)
 
 
-def test_an_answer_that_is_there_is_kept_though_the_run_ends(tmp_path: Path) -> None:
-    """`close` comes while the answer is on its way to the disk."""
-    closing = threading.Event()
+def test_answers_that_are_there_are_kept_though_the_run_ends(tmp_path: Path) -> None:
+    """`close` comes while some answers are on their way to the disk, and more wait for a thread to take them there."""
+    count = 3 * WRITERS
+    all_asked, writing = asyncio.Event(), threading.Semaphore(0)
+
+    async def all_together(told: Told, request: ScoreRequest, deadline: float) -> Answer:
+        if len(told.asked) == count:
+            all_asked.set()
+        await all_asked.wait()
+        return Answer(Judgment(score=1.0))
 
     class Slow(Journal):
         def settle(self, *given: Any) -> None:
-            closing.set()
-            threading.Event().wait(0.3)
+            writing.release()
+            threading.Event().wait(0.1)
             super().settle(*given)
 
     journal = Slow(tmp_path / FILE)
-    courier = Courier({"t": Told()}, {"t": Limits()}, journal, Ledger(journal, {}, {"t": None}))
-    courier.ask("t", question("q"), lambda result: None)
-    assert closing.wait(PATIENCE)
+    limits = {"t": Limits(concurrency=count)}
+    courier = Courier({"t": Told(otherwise=all_together)}, limits, journal, Ledger(journal, {}, {"t": None}))
+    told: queue.SimpleQueue[Result] = queue.SimpleQueue()
+    for request in questions(count):
+        courier.ask("t", request, told.put)
+    for _ in range(WRITERS):
+        assert writing.acquire(timeout=PATIENCE)
     courier.close()
-    assert states(tmp_path / FILE) == {"answered": 1}
+    assert states(tmp_path / FILE) == {"answered": count}
+    assert told.qsize() == count
     journal.close()
 
 
