@@ -48,7 +48,7 @@ class MovingAverage:
             self.weights = _copies(self._student)
         else:
             _require_same(self.weights, weights)
-            self.weights = {name: weights[name].to(old.device, copy=True) for name, old in self.weights.items()}
+            self.weights = {name: weights[name].to(old.device) for name, old in self.weights.items()}
         self._version += 1
 
     def teacher(self) -> HiddenStateTeacher:
@@ -102,9 +102,9 @@ class Averages:
         return self._averages[decay]
 
     def state(self) -> dict[str, Tensor]:
-        """Copies on the CPU, by "decay/name"."""
+        """By "decay/name", on the CPU; none of these tensors ever changes."""
         return {
-            f"{decay!r}/{name}": tensor.detach().to("cpu", copy=True)
+            f"{decay!r}/{name}": tensor.cpu()
             for decay, average in self._averages.items()
             for name, tensor in average.weights.items()
         }

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from teachers.tools import Tools
 
 GROUP = "tutelage.teachers"
+# Anything may go wrong in a user's code, and it is their line that is named. A linter's main ends by leaving.
+MISTAKES = (Exception, SystemExit)
 
 
 class Method(NamedTuple):
@@ -71,7 +73,7 @@ def _run(path: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # anything may go wrong in a user's file; it is their line that is named
+    except MISTAKES as error:
         del sys.modules[name]
         raise TeacherError(f"{fault(error, path)}; the file does not load, mend it") from error
     return module
@@ -89,7 +91,7 @@ def _from_entry_point(use: str) -> type:
         )
     try:
         loaded = chosen[0].load()
-    except Exception as error:  # as in a file
+    except MISTAKES as error:
         raise TeacherError(f"{chosen[0].value} does not load: {first_line(error)}; mend the package") from error
     if not isinstance(loaded, type):
         raise TeacherError(f"{chosen[0].value} is no class; the entry point {use} has to name one")
@@ -140,7 +142,7 @@ def construct(kind: type, name: str, options: Mapping[str, Any], tools: Tools) -
     """(Class(name, options, tools), its signals). Raises TeacherError where that fails, or it does not say them."""
     try:
         plugin: Any = kind(name, dict(options), tools)
-    except Exception as error:  # as in `_run`
+    except MISTAKES as error:
         raise TeacherError(f"{fault(error, file_of(kind))}; mend it, or its options") from error
     try:
         signals = frozenset(SignalKind(signal) for signal in plugin.signals)
@@ -168,13 +170,13 @@ def begins(thing: Any) -> str:
         return str(getattr(thing, "__module__", "?"))
 
 
-def fault(error: Exception, file: Path) -> str:
+def fault(error: BaseException, file: Path) -> str:
     """file:line: what happened. The line is the innermost one in the plugin's own file, or a syntax error's."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     line = error.lineno if isinstance(error, SyntaxError) and not lines else lines[-1] if lines else None
     return f"{file}: {first_line(error)}" if line is None else f"{file}:{line}: {first_line(error)}"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}".strip(": ").splitlines()[0]
     return text if len(text) <= 200 else f"{text[:199]}…"

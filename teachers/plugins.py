@@ -20,6 +20,7 @@ from teachers.errors import TeacherError
 from teachers.models import where
 from teachers.plugin_classes import (
     LOCAL,
+    MISTAKES,
     REMOTE,
     begins,
     construct,
@@ -67,7 +68,7 @@ class Voice:
     def failure(self, reason: str, detail: str, *, retryable: bool = False, in_doubt: bool = False) -> TeacherFailure:
         return TeacherFailure(self.name, reason, retryable, _without(self.secret, detail), in_doubt=in_doubt)
 
-    def failed(self, error: Exception) -> TeacherFailure:
+    def failed(self, error: BaseException) -> TeacherFailure:
         return self.failure("plugin_failed", fault(error, self.file))
 
     def refusal(self, request: ScoreRequest) -> TeacherFailure | None:
@@ -89,7 +90,7 @@ class Voice:
             problem = found
         return self.failure("plugin_failed", f"{self.file}: {problem}")
 
-    def warn_of_closing(self, error: Exception) -> None:
+    def warn_of_closing(self, error: BaseException) -> None:
         """All answers are in: nothing is lost but what it wanted to tidy up."""
         warnings.warn(f"{where(self.name)}: closing it failed: {self.failed(error).detail}", stacklevel=3)
 
@@ -134,14 +135,14 @@ class RemotePlugin:
         """The plugin's own, else `fingerprint`."""
         try:
             return self._key(request)
-        except Exception:  # `score` does it again, and says what is wrong
+        except MISTAKES:  # `score` does it again, and says what is wrong
             return fingerprint(request)
 
     def estimate(self, request: ScoreRequest) -> Usage:
         """The plugin's own, else nothing."""
         try:
             return self._estimate(request)
-        except Exception:  # as in `key`
+        except MISTAKES:  # as in `key`
             return Usage()
 
     async def score(self, request: ScoreRequest, deadline: float) -> Answer | TeacherFailure:
@@ -155,7 +156,7 @@ class RemotePlugin:
                 return self.voice.checked(await self.plugin.score(request, deadline), request)
         except TimeoutError:
             return self.voice.failure("timeout", "it gave no answer in time", retryable=True, in_doubt=True)
-        except Exception as error:  # whatever it was, it is the plugin's line that is named
+        except MISTAKES as error:
             return self.voice.failed(error)
 
     async def examine(self, deadline: float) -> tuple[Finding, ...]:
@@ -166,7 +167,7 @@ class RemotePlugin:
         try:
             async with asyncio.timeout_at(deadline):
                 return (here, *await self.plugin.examine(deadline))
-        except Exception as error:  # as in `score`
+        except MISTAKES as error:
             return (here, Finding("examine", False, self.voice.failed(error).detail))
 
     async def aclose(self) -> None:
@@ -174,7 +175,7 @@ class RemotePlugin:
             return
         try:
             await self.plugin.aclose()
-        except Exception as error:  # as in `score`
+        except MISTAKES as error:
             self.voice.warn_of_closing(error)
 
     def _key(self, request: ScoreRequest) -> str:
@@ -207,7 +208,7 @@ class LocalPlugin:
                     raise ValueError(f"{request_id} was not asked, or is answered already")
                 yield request_id, self.voice.checked(result, left.pop(request_id))
             failure = self.voice.failure("plugin_failed", f"{self.voice.file}: its score left this one unanswered")
-        except Exception as error:  # as in a remote one's `score`
+        except MISTAKES as error:
             failure = self.voice.failed(error)
         for request_id in left:
             yield request_id, failure
@@ -217,7 +218,7 @@ class LocalPlugin:
             return
         try:
             self.plugin.close()
-        except Exception as error:  # as in a remote one's `score`
+        except MISTAKES as error:
             self.voice.warn_of_closing(error)
 
 

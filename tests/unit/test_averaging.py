@@ -18,7 +18,7 @@ from pipeline.student import Student, load_student, load_trainable_state, traina
 from teachers.config import SelfTeacher, TransformersTeacher
 from teachers.privileged import build
 from teachers.types import Answer, Chat, FullVocab, Message, ScoreRequest, Segment
-from tests.models import Architecture, save_tiny
+from tests.models import ARCHITECTURES, Architecture, save_tiny
 
 CPU = torch.device("cpu")
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -29,7 +29,7 @@ DECAY = 0.05
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("models")
-    return {name: save_tiny(root / name, name) for name in ("qwen3", "llama")}
+    return {name: save_tiny(root / name, name) for name in ARCHITECTURES}
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
@@ -146,7 +146,11 @@ def expected_logits(student: Student, weights: dict[str, Tensor]) -> Tensor:
     return logits[len(prompt) - 1 : len(row) - 1, : student.lm.vocab_size]
 
 
-def test_its_answers_are_those_of_a_model_with_its_weights(student: Student) -> None:
+@pytest.mark.parametrize(("architecture", "mode"), [*((name, "full") for name in ARCHITECTURES), ("qwen3", "lora")])
+def test_its_answers_are_those_of_a_model_with_its_weights(
+    folders: dict[str, str], architecture: Architecture, mode: str
+) -> None:
+    student = student_of(folders[architecture], mode)
     average = MovingAverage(student, 0.3)
     for step in range(3):
         move(student, step)
@@ -289,7 +293,7 @@ def test_resumed_from_a_checkpoint_it_goes_on_to_the_bit(
     assert torch.equal(logits_of(answer(student, averages.of(0.3))), logits_of(answer(resumed, again.of(0.3))))
 
 
-def test_saved_averages_are_copies(student: Student) -> None:
+def test_what_was_saved_does_not_change(student: Student) -> None:
     averages = Averages(student, [0.5])
     state = averages.state()
     kept = {name: tensor.clone() for name, tensor in state.items()}

@@ -47,7 +47,13 @@ T = TypeVar("T")
 
 def tools_in(folder: Path) -> Tools:
     tokenizer = tiny_tokenizer()
-    return Tools(tokenizer, lambda conversation, system: render(conversation, tokenizer, system), Guard(), folder)
+    return Tools(
+        student_tokenizer=tokenizer,
+        student_render=lambda conversation, system: render(conversation, tokenizer, system),
+        guard=Guard(),
+        folder=folder,
+        check=lambda checker, completion, reference, request: None,
+    )
 
 
 def written(folder: Path, body: str, name: str = "mine.py") -> Path:
@@ -214,13 +220,15 @@ def test_what_it_has_itself_is_used(tmp_path: Path) -> None:
         async def aclose(self):
             self.options["closed"] = True
     """
-    options: dict[str, Any] = {}
-    teacher = remote(tmp_path, body, options=options)
+    written(tmp_path, body)
+    config = PluginTeacher(kind="plugin", use="mine.py:Mine")
+    teacher = build("me", config, tools_in(tmp_path))
+    assert isinstance(teacher, RemotePlugin)
     assert (teacher.identity, teacher.key(request("k")), teacher.estimate(request())) == ("mine-2", "k", Usage(input=7))
     assert run(teacher.examine(1e12))[-1] == Finding("reachable", True, "it is here")
     run(teacher.aclose())
     assert teacher.plugin.options == {"closed": True}
-    assert options == {}
+    assert config.options == {}
 
 
 def test_the_identity_is_of_the_file_the_class_and_the_options(tmp_path: Path) -> None:
@@ -300,6 +308,8 @@ SCORES: dict[str, tuple[str, str]] = {
     "another signal": ("import torch\n            e = torch.zeros(3)\n            "
         "return Answer(TopK(e, e[:, None], e[:, None], e, e > 0))", r"gave a TopK and its signals are judgment"),
     "many lines": ("raise ValueError('a\\nb')", r"mine\.py:11: ValueError: a$"),
+    "leaves": ("import sys\n            sys.exit(2)", r"mine\.py:12: SystemExit: 2"),
+    "leaves in a thread": ("import asyncio, sys\n            await asyncio.to_thread(sys.exit)", r":12: SystemExit"),
     "no words": ("raise ValueError", r"mine\.py:11: ValueError$"),
 }  # fmt: skip
 
@@ -450,6 +460,7 @@ def test_states_of_a_plugin_in_this_process_are_passed_on(tmp_path: Path) -> Non
 NO_TEACHERS: dict[str, tuple[str, str]] = {
     "syntax": ("class Mine\n    pass\n", r"mine\.py:1: SyntaxError: .*; the file does not load, mend it"),
     "import": ("\nimport nothing_of_this_name\n", r"mine\.py:2: ModuleNotFoundError"),
+    "leaves": ("import sys\nsys.exit('no')\n", r"mine\.py:2: SystemExit: no; the file does not load"),
     "no class": ("class Other: ...\n", r"mine\.py has no class Mine; define one, or name another"),
     "a function": ("def Mine(): ...\n", r"mine\.py has no class Mine"),
     "no score": ("\n\nclass Mine:\n    ...\n", r"mine\.py:3: Mine has no score; write `async def score"),
@@ -457,6 +468,7 @@ NO_TEACHERS: dict[str, tuple[str, str]] = {
         r"or `async def score\(self, request, deadline\)`"),
     "async batch": (GOOD.replace("request, deadline", "requests"), r"mine\.py:10: Mine\.score has to be `async def"),
     "async generator": (GOOD.replace("return", "yield"), r"mine\.py:10: Mine\.score has to be"),
+    "async batches": (GOOD.replace("request, deadline", "requests").replace("return", "yield"), r"Mine\.score has"),
     "no deadline": (GOOD.replace(", deadline", ""), r"mine\.py:10: Mine\.score has to be `async def score"),
     "constructor": (GOOD.replace("name, options, tools", "name"), r"mine\.py:3: Mine has to have `def __init__"),
     "constructor fails": (GOOD.replace("= options", "= options['a']"), r"mine\.py:7: KeyError: 'a'; mend it, or"),
