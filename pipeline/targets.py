@@ -136,8 +136,9 @@ def build_batch(rows: Sequence[Row], norm: Normaliser, *, temperature: float, de
     domains = tuple(sorted({row.rollout.prompt.domain for row in rows}))
     parts = tuple(sorted({row.part for row in rows}))
     layout = _lay_out(rows, domains, parts)
-    weights = torch.tensor([norm.weight(row) for row in rows for _ in range(row.scored)], dtype=torch.float32)
-    supervised = torch.tensor([row.supervised for row in rows for _ in range(row.scored)], dtype=torch.float32)
+    scored = torch.tensor([row.scored for row in rows], dtype=torch.int64)
+    weights = torch.tensor([norm.weight(row) for row in rows], dtype=torch.float32).repeat_interleave(scored)
+    supervised = torch.tensor([row.supervised for row in rows], dtype=torch.float32).repeat_interleave(scored)
     batch = TrainingBatch(
         **layout,
         nll_weights=weights * supervised,
@@ -187,7 +188,7 @@ def _lay_out(rows: Sequence[Row], domains: tuple[str, ...], parts: tuple[str, ..
 
 
 def _targets(rows: Sequence[Row], weights: Tensor) -> tuple[Target, ...]:
-    """One Target per teacher, divergence and head: the rows' signals concatenated, unscored tokens left out."""
+    """One Target per teacher, divergence, and head or K: the rows' signals concatenated, unscored tokens left out."""
     pieces: dict[tuple[str, Divergence, str], list[tuple[Tensor, Tensor, TargetSignal]]] = {}
     start = 0
     for row in rows:
@@ -198,8 +199,7 @@ def _targets(rows: Sequence[Row], weights: Tensor) -> tuple[Target, ...]:
             keep = valid[trainable]
             chosen = positions[keep]
             signal = _select(score.signal, (trainable & valid).nonzero().squeeze(-1))
-            head = score.signal.head.key if isinstance(score.signal, FullVocab) else ""
-            pieces.setdefault((score.teacher, score.divergence, head), []).append(
+            pieces.setdefault((score.teacher, score.divergence, _form(signal)), []).append(
                 (chosen, weights[chosen] * score.coefficient, signal)
             )
         start += row.scored
@@ -223,6 +223,13 @@ _SIGNAL_FIELDS: dict[type, tuple[str, ...]] = {
     TopK: ("token_logprobs", "ids", "logprobs", "log_tail", "valid"),
     Advantage: ("values", "valid"),
 }
+
+
+def _form(signal: TargetSignal) -> str:
+    """Signals of equal form can be joined."""
+    if isinstance(signal, FullVocab):
+        return signal.head.key
+    return f"top {signal.ids.shape[-1]}" if isinstance(signal, TopK) else ""
 
 
 def _select(signal: TargetSignal, index: Tensor) -> TargetSignal:

@@ -154,6 +154,19 @@ def test_top_k_signals_are_cut_and_joined_like_states() -> None:
     assert target.positions.tolist() == [1, 2, 4, 5]
 
 
+def test_answers_with_different_numbers_of_entries_stay_apart() -> None:
+    rows = []
+    for name, k in (("x", 2), ("y", 3), ("z", 2)):
+        row = make_row(name, 1, 2)
+        signal = TopK(torch.zeros(2), torch.zeros(2, k).long(), torch.zeros(2, k), torch.zeros(2), torch.ones(2).bool())
+        rows.append(Row(row.rollout, (Score("t", 1.0, Divergence("top_k_reverse_kl"), signal),)))
+    targets = batch_of(rows).targets
+    assert {t.signal.ids.shape[-1]: t.positions.tolist() for t in targets if isinstance(t.signal, TopK)} == {
+        2: [0, 1, 4, 5],
+        3: [2, 3],
+    }
+
+
 # ---- several kinds of rows in one step ----
 
 
