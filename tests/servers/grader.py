@@ -1,0 +1,56 @@
+"""A grader that is never wrong and never varies: it reads the parts of a question and compares answer and reference."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable
+
+_PART = re.compile(r"^<(\w+) ([0-9a-f]+)>\n(.*?)\n</\1 \2>$", re.DOTALL | re.MULTILINE)
+_KEYS = ("feedback", "score", "rewrite")
+
+
+def parts_of(material: str) -> dict[str, str]:
+    """The named parts of a question. What stands inside a part opens no other."""
+    return {match[1]: match[3] for match in _PART.finditer(material)}
+
+
+def reply_to(system: str, material: str, keys: Collection[str] | None) -> str:
+    """The reply to a question, as JSON. keys: what the schema wants; None: what the instructions name.
+
+    What is no question about an answer gets its own first line back.
+    """
+    parts = parts_of(material)
+    if "answer" not in parts:
+        return f"You said: {material.strip().splitlines()[0] if material.strip() else 'nothing'}"
+    wanted = keys if keys is not None else [key for key in _KEYS if f'"{key}":' in system]
+    said = dict(zip(_KEYS, judged(parts["answer"], parts.get("reference")), strict=True))
+    return json.dumps({key: said[key] for key in _KEYS if key in wanted}, ensure_ascii=False)
+
+
+def judged(answer: str, reference: str | None) -> tuple[str, float, str | None]:
+    """(feedback, score, rewrite). Without a reference nothing is known but whether there is an answer at all."""
+    said = answer.strip()
+    if reference is None:
+        return ("There is nothing to compare it with.", 0.5, None) if said else ("It is empty.", 0.0, None)
+    wanted = reference.strip()
+    if said == wanted:
+        return "Right.", 1.0, None
+    *before, last = said.split("\n")
+    if before and "\n" not in wanted:  # steps, and then a result
+        right = last.strip() == wanted
+        return ("Right.", 1.0, None) if right else (f"It ends with {last!r}.", 0.0, "\n".join([*before, wanted]))
+    kept = next((i for i, (a, b) in enumerate(zip(said, wanted, strict=False)) if a != b), min(len(said), len(wanted)))
+    return f"Right for {kept} characters; then {wanted[kept:]!r} should follow.", 0.0, wanted
+
+
+def in_prose(reply: str) -> str:
+    """The reply of a server that is held to no format: thinking, a fence, words around it."""
+    return f"<think>Is it {{right}}? Let me see.</think>Here is my judgment:\n```json\n{reply}\n```\nI hope it helps!"
+
+
+def text_of(content: object) -> str:
+    """A message's content: a text or a list of parts."""
+    if isinstance(content, Iterable) and not isinstance(content, str):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
