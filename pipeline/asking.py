@@ -188,7 +188,7 @@ def rows_of(
         failures={teacher: dict(sorted(counts.items())) for teacher, counts in sorted(failures.items())},
         unanswered=sum(not found.shares for found in settled.values()),
         baselines=judged.baselines,
-        given=tuple(_given(found) for found in settled.values()),
+        given=tuple(_given(settled[rollout.rollout_id]) for rollout in rollouts),
         judged=judged.counts,
     )
 
@@ -201,7 +201,7 @@ def _answer(result: Result) -> Answer:
 def _given(found: Settled) -> dict[str, object]:
     """Who gave what for one sample: the line of provenance."""
     teachers: dict[str, object] = {}
-    for name, result in found.results.items():
+    for name, result in sorted(found.results.items()):
         if isinstance(result, TeacherFailure):
             teachers[name] = {"failed": result.reason}
             continue

@@ -58,7 +58,7 @@ def examine(recipe: RecipeBase) -> Findings:
 
 def provider_of(config: ProvidedBase) -> Provider:
     """What the recipe says of who runs it, and where it says nothing, the catalog."""
-    entry = lookup(config.model) if isinstance(config, ChatTeacher | ServedTeacher) else None
+    entry = lookup(config.model, config.url) if isinstance(config, ChatTeacher | ServedTeacher) else None
     known = entry.provider.model_dump() if entry is not None else {}
     said = {key: value for key, value in config.provider.model_dump().items() if value is not None}
     return Provider(**{**known, **said})
@@ -69,7 +69,7 @@ def addresses(config: ProvidedBase) -> tuple[str, ...]:
     if isinstance(config, ServedTeacher):
         return config.url
     if isinstance(config, ChatTeacher):
-        entry = lookup(config.model)
+        entry = lookup(config.model, config.url)
         url = config.url or (entry.url if entry is not None else None)
         return (url,) if url else ()
     return ()

@@ -52,7 +52,7 @@ def tariffs(recipe: RecipeBase) -> dict[str, Tariff]:
     for name, config in recipe.teachers.items():
         if not isinstance(config, ProvidedBase):
             continue
-        entry = lookup(config.model) if isinstance(config, ChatTeacher | ServedTeacher) else None
+        entry = lookup(config.model, config.url) if isinstance(config, ChatTeacher | ServedTeacher) else None
         if config.price is not None:
             found[name] = tariff_of(config.price)
         elif entry is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from teachers.plan import Plan, Result, final_shares, next_teachers
+from teachers.plan import Plan, Result, before, final_shares, next_teachers
 from teachers.types import Answer, Judgment, ScoreRequest, TeacherFailure
 
 if TYPE_CHECKING:
@@ -42,14 +42,13 @@ class Exchange:
         then only the first of them, that of rank 0, talks to remote teachers.
     """
 
-    def __init__(
-        self, pool: Pool, plan: Plan, known: Failures, *, gather: Gather | None = None, rank: int = 0
-    ) -> None:
+    def __init__(self, pool: Pool, plan: Plan, known: Failures, *, gather: Gather | None = None, rank: int = 0) -> None:
         self._pool, self._plan, self._known, self._gather, self._rank = pool, plan, known, gather, rank
         self._requests: dict[str, ScoreRequest] = {}
         self._results: dict[str, dict[str, Result]] = {}
         self._asked: dict[str, set[str]] = {}
-        self._local: list[Question] = []
+        self._first: list[Question] = []  # for local teachers, whatever others say
+        self._later: list[Question] = []  # for local teachers, since another has spoken or failed
         self._remote: list[Question] = []  # several processes: what the first one is to ask
         self._under_way = 0
         self._arrived: queue.SimpleQueue[tuple[str, str, Result]] = queue.SimpleQueue()
@@ -68,14 +67,20 @@ class Exchange:
 
     def settle(self) -> dict[str, Settled]:
         """Waits until every request is settled. By request id."""
-        while self._everyone_has(bool(self._local or self._remote or self._under_way)):
-            self._score_locally()
+        first, self._first = self._first, []
+        self._score_locally(first)
+        while True:
             if self._gather is not None:
                 self._ask_together(self._gather)
             while self._under_way:
                 start = time.perf_counter()
                 self._receive()
                 self.waited += time.perf_counter() - start
+            # Only now, when nobody is waited for: what is here follows from what was said, not from when.
+            if not self._everyone_has(bool(self._later or self._remote)):
+                break
+            later, self._later = self._later, []
+            self._score_locally(later)
         return {
             name: Settled(request, self._results[name], final_shares(self._plan, request, self._results[name]))
             for name, request in self._requests.items()
@@ -96,17 +101,17 @@ class Exchange:
         request, results, asked = self._requests[request_id], self._results[request_id], self._asked[request_id]
         while names := next_teachers(self._plan, request, asked, results):
             asked.update(names)
-            said = {name: r.signal for name, r in results.items() if isinstance(r, Answer)}
-            upstream = {name: signal for name, signal in said.items() if isinstance(signal, Judgment)}
+            local = self._later if results else self._first
             for name in names:
                 if failure := self._known.get((name, request_id)):
                     results[name] = failure
                 else:
-                    self._ask(name, replace(request, upstream=upstream) if upstream else request)
+                    upstream = _said(results, before(self._plan, name))
+                    self._ask(name, replace(request, upstream=upstream) if upstream else request, local)
 
-    def _ask(self, name: str, question: ScoreRequest) -> None:
+    def _ask(self, name: str, question: ScoreRequest, local: list[Question]) -> None:
         if name not in self._pool.remote:
-            self._local.append((name, question))
+            local.append((name, question))
         elif self._gather is not None:
             self._remote.append((name, question))
         else:
@@ -129,12 +134,12 @@ class Exchange:
 
     # ---- many ----
 
-    def _score_locally(self) -> None:
+    def _score_locally(self, questions: Sequence[Question]) -> None:
         # Not in the order of arrival, which differs where rollouts are replayed.
-        pending, self._local = sorted(self._local, key=lambda question: question[1].request_id), []
+        pending = sorted(questions, key=lambda question: question[1].request_id)
         for name in self._pool.names:
-            questions = [request for teacher, request in pending if teacher == name]
-            for request_id, result in self._pool.score(name, questions) if questions else ():
+            own = [request for teacher, request in pending if teacher == name]
+            for request_id, result in self._pool.score(name, own) if own else ():
                 self._record(name, request_id, result)
 
     def _ask_together(self, gather: Gather) -> None:
@@ -167,3 +172,9 @@ class Exchange:
 
     def _everyone_has(self, work: bool) -> bool:
         return any(self._gather(work)) if self._gather is not None else work
+
+
+def _said(results: Mapping[str, Result], names: Sequence[str]) -> dict[str, Judgment]:
+    """The judgments of these teachers, as far as they gave any."""
+    signals = {name: result.signal for name in names if isinstance(result := results.get(name), Answer)}
+    return {name: signal for name, signal in signals.items() if isinstance(signal, Judgment)}

@@ -122,6 +122,13 @@ def _want(plan: Plan, name: str, settled: Mapping[str, Result], wanted: dict[str
         _want(plan, plan.fallback[name], settled, wanted)
 
 
+def before(plan: Plan, name: str) -> tuple[str, ...]:
+    """The teachers whose judgments this one is told: whom the plan makes it wait for, and nobody who was just quick."""
+    order = plan.routes.order if isinstance(plan.routes, Cascade) else ()
+    earlier = order[: order.index(name)] if name in order else ()
+    return (*earlier, *((plan.needs[name],) if name in plan.needs else ()))
+
+
 def final_shares(plan: Plan, request: ScoreRequest, settled: Mapping[str, Result]) -> dict[str, float]:
     """Teacher -> share of a settled request, over those who answered; they sum to 1. Empty where nobody did.
 

@@ -53,7 +53,7 @@ KINDS: Mapping[str, ModelKind | OwnKind | RemoteKind] = {
     "self": OwnKind(privileged.build),
     "served": RemoteKind(served.build),
     "chat": RemoteKind(chat.build),
-    "program": RemoteKind(lambda name, config, tools: programs.build(name, config, tools, tools.check)),
+    "program": RemoteKind(programs.build),
     "plugin": RemoteKind(plugins.build),
 }
 

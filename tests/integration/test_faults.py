@@ -1,0 +1,106 @@
+"""Servers that fail in every way, and processes that are killed: nothing is lost, and nothing is paid for twice."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teachers.journal import FILE
+from tests.mixed import mixed_settings, scored_model
+from tests.models import save_tiny
+from tests.runs import changed, run_here, write_recipe
+from tests.servers.chat_server import ChatServer, Plan
+from tests.servers.scorer import scorer_of
+
+QUICK = {"timeout": 1, "deadline": 20, "retries": 8, "rest": 0.05}
+KILLS = 50
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_ten_teachers_of_which_three_calls_in_ten_go_wrong(tmp_path: Path) -> None:
+    plan = Plan(rate=0.3, seed=5)
+    scorer = scorer_of(scored_model(tmp_path))
+    with ChatServer(plan=plan) as chat, ChatServer(plan=plan, scorer=scorer) as served:
+        settings = mixed_settings(tmp_path, chat.url, served.url, served.manners.model)
+        pool = settings["teachers"]
+        for name in ("served", "critic", "checker"):
+            pool[name]["limits"] = QUICK
+        pool |= {
+            "second": {"kind": "transformers", "model": save_tiny(tmp_path / "second", seed=5), "dtype": "float32"},
+            "sampled": {**pool["served"], "top_k": 0},
+            "grader": {**pool["critic"], "gives": "score", "rubric": "math"},
+            "writer": {**pool["critic"], "gives": ["rewrite"]},
+        }
+        assert len(pool) == 10
+        path = write_recipe(tmp_path / "recipe.yaml", changed(settings, {"training.prompts_per_step": 6}))
+        folder = run_here(path)
+        assert sum(server.faults.total() for server in (chat, served)) > 0.2 * len(chat.requests + served.requests)
+    metrics, provenance = lines(folder, "metrics.jsonl"), lines(folder, "provenance.jsonl")
+    assert [line["step"] for line in metrics] == [line["step"] for line in provenance] == [1, 2, 3]
+    for line, given in zip(metrics, provenance, strict=True):
+        rows = given["samples"]
+        assert len(rows) == line["rows"] == 12
+        failed = Counter((name, entry["failed"]) for row in rows for name, entry in row["teachers"].items() if "failed" in entry)
+        assert failed == Counter({(name, why): n for name, whys in line["failures"].items() for why, n in whys.items()})
+        for row in rows:
+            assert set(pool) <= set(row["teachers"])  # everybody was asked, and said something or is counted
+            assert sum(entry.get("share", 0.0) for entry in row["teachers"].values()) == pytest.approx(1.0)
+
+
+def attempts(folder: Path) -> Counter[str]:
+    with sqlite3.connect(folder / FILE) as connection:
+        return Counter(dict(connection.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state").fetchall()))
+
+
+@pytest.mark.timeout(600)
+def test_fifty_kills_ask_nothing_twice_and_change_no_bit(tmp_path: Path) -> None:
+    forked = multiprocessing.get_context("fork")  # everything is imported already: a start takes a second
+    with ChatServer() as chat, ChatServer(scorer=scorer_of(scored_model(tmp_path))) as served:
+        settings = changed(
+            mixed_settings(tmp_path, chat.url, served.url, served.manners.model),
+            {"training.steps": 24, "training.checkpoint_every": 3, "teachers.critic.limits": QUICK},
+        )
+        path = write_recipe(tmp_path / "recipe.yaml", changed(settings, {"output": str(tmp_path / "killed")}))
+        generator = random.Random(11)
+        kills = 0
+        while kills < KILLS:
+            child = forked.Process(target=run_here, args=(path,), kwargs={"resume": True})
+            before = len(chat.requests) + len(served.requests)
+            child.start()
+            wanted = before + generator.randint(1, 9)
+            while child.is_alive() and len(chat.requests) + len(served.requests) < wanted:
+                time.sleep(0.001)
+            assert child.pid is not None
+            if not child.is_alive():
+                break
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            kills += 1
+        folder = run_here(path, resume=True)
+        doubtful = attempts(folder)["doubtful"]
+        twice = sum(times - 1 for server in (chat, served) for times in server.answered.values())
+        asked_before = len(chat.requests) + len(served.requests)
+        assert kills == KILLS
+        assert twice <= doubtful  # only what nobody knows the fate of was asked again, and it stays charged
+        whole = write_recipe(
+            tmp_path / "whole.yaml",
+            changed(settings, {"output": str(tmp_path / "whole"), "pool.journal": str(folder / FILE)}),
+        )
+        replayed = run_here(whole)
+        posts = [r for server in (chat, served) for r in server.requests[:] if r.path.endswith("completions")]
+        assert len(chat.requests) + len(served.requests) - asked_before <= len(chat.requests) + len(served.requests) - len(posts)
+    for name in ("metrics.jsonl", "samples.jsonl", "provenance.jsonl", "model/model.safetensors"):
+        assert (replayed / name).read_bytes() == (folder / name).read_bytes(), name

@@ -1,0 +1,82 @@
+"""Local, adapter, served, chat, program and self teachers in one pool, in one step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import TutelageError
+from teachers.journal import FILE
+from tests.mixed import SCORER, mixed_settings, scored_model
+from tests.runs import Settings, changed, run_here, write_recipe
+from tests.servers.chat_server import ChatServer, Plan
+from tests.servers.scorer import scorer_of
+
+
+@dataclass(frozen=True)
+class World:
+    chat: ChatServer
+    served: ChatServer
+    settings: Settings
+    folder: Path
+
+    def run(self, name: str = "run", *, resume: bool = False, **changes: object) -> Path:
+        path = self.folder / f"{name}.yaml"
+        write_recipe(path, changed(self.settings, {"output": str(self.folder / name), **changes}))
+        return run_here(path, resume=resume)
+
+
+@pytest.fixture
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    plan: Plan = getattr(request, "param", Plan())
+    scorer = scorer_of(scored_model(tmp_path))
+    with ChatServer(plan=plan) as chat, ChatServer(plan=plan, scorer=scorer) as served:
+        settings = mixed_settings(tmp_path, chat.url, served.url, SCORER if served.manners.model == SCORER else served.manners.model)
+        yield World(chat, served, settings, tmp_path)
+
+
+def lines(folder: Path, name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_every_kind_of_teacher_teaches_in_one_step(world: World) -> None:
+    folder = world.run()
+    metrics = lines(folder, "metrics.jsonl")
+    assert len(metrics) == 3
+    for line in metrics:
+        assert line["failures"] == {}
+        assert line["unanswered"] == 0
+        assert set(line["kl"]["teacher"]) == {"local", "adapter", "served", "own"}  # type: ignore[index]
+        assert set(line["grade"]) == {"critic", "checker"}  # type: ignore[arg-type]
+    given = lines(folder, "provenance.jsonl")
+    assert [line["step"] for line in given] == [1, 2, 3]
+    first = given[0]["samples"][0]["teachers"]  # type: ignore[index]
+    assert first["served"]["gave"] == ["top_5"]
+    assert first["local"]["gave"] == ["distribution"]
+    assert "score" in first["critic"]["gave"]
+    assert first["critic"]["model"] == world.chat.manners.model
+    assert sum(entry["share"] for entry in first.values()) == pytest.approx(1.0)
+    assert (folder / FILE).is_file()
+    assert not [content for content, times in world.chat.asked.items() if times > 1]
+
+
+def test_a_finished_run_replayed_from_its_journal_asks_nobody_and_is_the_same(world: World) -> None:
+    first = world.run("first")
+    asked = len(world.chat.requests) + len(world.served.requests)
+    (world.folder / "again").mkdir()
+    second = world.run("second", **{"pool.journal": str(first / FILE)})
+    posts = [r for server in (world.chat, world.served) for r in server.requests if r.path != "/v1/models"]
+    assert (second / "metrics.jsonl").read_bytes() == (first / "metrics.jsonl").read_bytes()
+    assert (second / "model" / "model.safetensors").read_bytes() == (first / "model" / "model.safetensors").read_bytes()
+    assert asked >= len(posts) > 0
+
+
+def test_a_private_prompt_is_refused_before_anything_is_sent(world: World) -> None:
+    far = {"data.sources.sorting.private": True, "teachers.critic.url": "http://192.0.2.7:8000/v1"}
+    with pytest.raises(TutelageError, match=r"teachers\.critic: data\.sources\.sorting is private and 192\.0\.2\.7 is not"):
+        world.run("private", **far)
+    assert not world.chat.requests
