@@ -7,10 +7,13 @@ may differ), so entries are compared one by one and a few texts are cut by both.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
+
+from teachers.errors import TeacherError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +53,7 @@ def compare_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedTo
     """Compares the tokenizers of the student and of the teacher called `name`."""
     if teacher is student or fingerprint(student) == fingerprint(teacher):
         return Findings()
-    remedy = "use a teacher with the student's tokenizer"
+    remedy = "use a teacher with the student's tokenizer, or set align for one of kind transformers or served"
     ours, theirs = _entries(student), _entries(teacher)
     if len(ours) != len(theirs):
         return Findings((f"{name}: its vocabulary has {len(theirs)} entries and the student's {len(ours)}; {remedy}",))
@@ -105,18 +108,46 @@ def answer_end(lm: CausalLM) -> int:
     """
     own = lm.tokenizer.eos_token_id
     default: int = own if own in lm.end_ids else min(lm.end_ids)
-    if lm.tokenizer.chat_template is None:
-        return default
+    found = _closing(lm.tokenizer, lm.end_ids)
+    return default if found is None else found
+
+
+def closing_token(tokenizer: PreTrainedTokenizerBase, *, name: str) -> int:
+    """`answer_end` where there is no model, only its tokenizer: the special token that follows an answer.
+
+    Raises:
+        TeacherError: neither the template nor the tokenizer names one.
+    """
+    found = _closing(tokenizer, _special(tokenizer))
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        raise TeacherError(f"{name}: no token ends an answer; set eos_token in its tokenizer_config.json")
+    return found
+
+
+def _closing(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> int | None:
+    """The first of `ends` that the template writes behind an answer."""
+    rendered = rendered_answer(tokenizer)
+    if rendered is None:
+        return None
+    opened, whole = rendered
+    if whole[: len(opened)] == opened:  # else the template rewrites what it opened with
+        return next((token for token in whole[len(opened) :] if token in ends), None)
+    return next((token for token in reversed(whole) if token in ends), None)
+
+
+def rendered_answer(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]] | None:
+    """A question up to where the answer begins, and with the answer "b" and its end; None without a template for it."""
+    if tokenizer.chat_template is None:
+        return None
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        opened = lm.tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
-        whole = lm.tokenizer.apply_chat_template(turns, return_dict=False)
+        opened = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template(turns, return_dict=False)
     except TemplateError:
-        return default
-    if whole[: len(opened)] == opened:  # else the template rewrites what it opened with
-        whole = whole[len(opened) :]
-        return next((token for token in whole if token in lm.end_ids), default)
-    return next((token for token in reversed(whole) if token in lm.end_ids), default)
+        return None
+    return list(opened), list(whole)
 
 
 def _entries(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
