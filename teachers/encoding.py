@@ -3,7 +3,7 @@
     magic and version (4) | crc32 of all that follows (4) | length of the header (4) | header, JSON | arrays
 
 The arrays are raw and little-endian, one after the other; the header has the dtype and shape of each. Token ids are
-kept in 32 bits where they fit. Journals outlive versions of this program: an older version number stays readable.
+kept in 32 bits where they fit.
 """
 
 from __future__ import annotations

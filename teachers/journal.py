@@ -320,11 +320,12 @@ def connect(path: Path, *, make: bool) -> sqlite3.Connection:
 
 
 def _set_up(connection: sqlite3.Connection, path: Path) -> None:
-    application = _pragma(connection, "application_id")
+    connection.execute("BEGIN")  # one look at all three: another process may be making the file
+    application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
     (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    connection.execute("COMMIT")
     if application != _APPLICATION and (application or tables):
         raise TeacherError(f"{path}: another program's file, not a journal; name another file")
-    version = _pragma(connection, "user_version")
     if version > VERSION:
         raise TeacherError(f"{path}: written by a later version of tutelage (format {version}); install that one")
     connection.execute("PRAGMA journal_mode = WAL")

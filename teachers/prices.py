@@ -75,6 +75,15 @@ class Payback:
     student_a_day: Decimal | None = None
     days: Decimal | None = None
 
+    def __str__(self) -> str:
+        text = f"served instead of {self.teacher}, the student"
+        if self.tokens is None:
+            return f"{text} saves nothing: its output tokens are not cheaper"
+        text = f"{text} has paid its teachers back after {self.tokens:,} output tokens"
+        if self.days is None or self.saved_a_year is None:
+            return text
+        return f"{text}, in {self.days:.1f} days, and then saves {money(self.saved_a_year)} a year"
+
     @property
     def saved_a_year(self) -> Decimal | None:
         """Dollars in 365 days, what the teachers cost not taken off."""

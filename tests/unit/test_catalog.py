@@ -21,8 +21,10 @@ ROOT = Path(__file__).parents[2]
 KNOWN = [
     ("deepseek-v4-pro", "deepseek-v4-pro", "1.32", "3.96", "0.044"),
     ("deepseek-v4-flash", "deepseek-v4-flash", "0.3", "1.2", "0.006"),
+    ("deepseek-flash", "deepseek-flash", "0.3", "1.2", "0.006"),
     ("claude-opus-4.6", "claude-opus-4-6", "5", "25", "0.5"),
     ("claude-opus-4.7", "claude-opus-4-7", "5", "25", None),
+    ("claude-opus-5.5", "claude-opus-5-5", "4", "20", None),
     ("gpt-5.4", "gpt-5.4", "2.5", "15", "0.25"),
     ("gpt-5.5", "gpt-5.5", "5", "30", "0.5"),
     ("gemini-3.1-pro", "gemini-3.1-pro-preview", "2", "12", None),

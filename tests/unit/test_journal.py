@@ -10,8 +10,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -279,28 +280,44 @@ def test_threads_write_and_read_at_once(path: Path) -> None:
     again.close()
 
 
-def test_one_threads_mistake_is_raised_where_it_was_made_and_others_go_on(journal: Journal) -> None:
-    raised: list[BaseException] = []
-    barrier = threading.Barrier(2)
+def write_together(journal: Journal, works: list[Callable[[], object]]) -> list[BaseException | None]:
+    """Runs them on threads that all wait for the same moment. Returns what each raised."""
+    raised: list[BaseException | None] = [None] * len(works)
 
-    def mistake() -> None:
-        barrier.wait()
+    def run(place: int) -> None:
         try:
-            journal.settle(999, Answer(Judgment()), CENT)
+            works[place]()
         except AssertionError as error:
-            raised.append(error)
+            raised[place] = error
 
-    def right() -> None:
-        barrier.wait()
-        ask(journal, "fine", "yes")
-
-    threads = [threading.Thread(target=mistake), threading.Thread(target=right)]
-    for one in threads:
-        one.start()
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(works))]
+    with journal._lock:
+        for one in threads:
+            one.start()
+        while len(journal._waiting) < len(works):
+            os.sched_yield()
     for one in threads:
         one.join()
-    assert len(raised) == 1
-    assert feedback(journal.find("fine")) == "yes"
+    return raised
+
+
+def test_what_waits_together_reaches_the_disk_together(journal: Journal) -> None:
+    statements: list[str] = []
+    journal._own.set_trace_callback(statements.append)
+    works = [partial(intend, journal, f"k{n}") for n in range(6)]
+    assert write_together(journal, list(works)) == [None] * 6
+    assert statements.count("COMMIT") == 1
+    assert len({row[0] for row in journal._own.execute("SELECT key FROM attempts")}) == 6
+
+
+def test_one_threads_mistake_is_its_own(journal: Journal) -> None:
+    attempts = [intend(journal, f"k{n}") for n in range(4)]
+    answer = Answer(Judgment(feedback="yes"))
+    works = [partial(journal.settle, attempt, answer, CENT) for attempt in (*attempts[:2], 999, *attempts[2:])]
+    raised = write_together(journal, list(works))
+    assert [error is not None for error in raised] == [False, False, True, False, False]
+    assert [feedback(journal.find(f"k{n}")) for n in range(4)] == ["yes"] * 4
+    assert journal.charged("grader").dollars == 4 * CENT
 
 
 # ---- shared between runs ----
@@ -338,6 +355,35 @@ def test_another_runs_own_journal_gives_away_nothing_private(tmp_path: Path) -> 
     assert first.charged("grader").requests == 2
     first.close()
     second.close()
+
+
+SHARING = """
+import sys
+from decimal import Decimal
+from pathlib import Path
+from teachers.journal import Journal
+from teachers.types import Answer, Judgment
+
+journal = Journal(Path(sys.argv[1]), shared=Path(sys.argv[2]))
+for n in range(30):
+    attempt = journal.intend(
+        f"{n}", teacher="t", request_id="r", step=1, dollars=Decimal(0), tokens=1, private=False
+    )
+    journal.settle(attempt, Answer(Judgment(feedback=sys.argv[1])), Decimal(0))
+    assert journal.find(f"{n}").signal.feedback == sys.argv[1]
+journal.close()
+"""
+
+
+def test_runs_at_the_same_time_share_one_journal(tmp_path: Path) -> None:
+    """It does not exist when they start; of two answers to one question the first is the one that is shared."""
+    shared = tmp_path / "shared.sqlite"
+    names = [str(tmp_path / f"{n}.sqlite") for n in range(4)]
+    children = [subprocess.Popen([sys.executable, "-c", SHARING, name, str(shared)], cwd=ROOT) for name in names]
+    assert [child.wait() for child in children] == [0] * 4
+    reader = Journal(tmp_path / "reader.sqlite", shared=shared)
+    assert all(feedback(reader.find(f"{n}")) in names for n in range(30))
+    reader.close()
 
 
 def test_an_answer_in_doubt_of_privacy_stays(tmp_path: Path) -> None:

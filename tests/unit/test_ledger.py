@@ -61,6 +61,10 @@ def test_the_worked_example() -> None:
     assert money(found.teacher_a_day) == "$750.00"
     assert money(found.student_a_day) == "$34.80"
     assert found.saved_a_year > 260_000
+    assert str(found) == (
+        "served instead of opus, the student has paid its teachers back after 100,000,000 output tokens, "
+        "in 10.0 days, and then saves $261,048.00 a year"
+    )
 
 
 def test_a_runs_own_payback_is_of_all_its_teachers(journal: Journal) -> None:
@@ -73,6 +77,8 @@ def test_a_runs_own_payback_is_of_all_its_teachers(journal: Journal) -> None:
     assert dear.tokens == -((-Fraction(2348, 100) / saved_a_token) // 1)
     assert cheap.tokens is None  # a student at the teacher's price never pays it back
     assert cheap.days is None
+    assert "saves nothing" in str(cheap)
+    assert str(ledger.payback(PRO)[0]).endswith("output tokens")
 
 
 # ---- exactness ----
