@@ -22,6 +22,10 @@ from teachers.types import TeacherFailure
 if TYPE_CHECKING:
     from pipeline.trainer import Loop
 
+_ENDS = {
+    "budget_spent": "raise the budget and go on with --resume, or set its `then` to drop",
+    "wrong_model": "start another run, or accept it with pool.model_change=go_on and --resume",
+}
 REST = 30.0  # seconds before a step that too few teachers answered is asked about again
 
 
@@ -127,6 +131,7 @@ def settle(loop: Loop, flight: Flight) -> tuple[dict[str, Settled], float]:
     while True:
         settled = exchange.settle()
         waited += exchange.waited
+        _refuse(loop, flight.step, settled)
         answered = sum(loop.world.gather(sum(bool(found.shares) for found in settled.values())))
         needed = asking.quorum * len(flight.rollouts)
         if answered >= needed:
@@ -136,6 +141,19 @@ def settle(loop: Loop, flight: Flight) -> tuple[dict[str, Settled], float]:
     if loop.world.is_main:
         manifest.save_failures(loop.folder / "journal", flight.step, {k: v for part in failures for k, v in part.items()})
     return settled, waited
+
+
+def _refuse(loop: Loop, step: int, settled: Mapping[str, Settled]) -> None:
+    """Raises RunError for failures that the recipe wants to end the run, in all processes if in one."""
+    found = {
+        result.reason: f"teachers.{teacher}: {result.detail}"
+        for settlement in settled.values()
+        for teacher, result in settlement.results.items()
+        if isinstance(result, TeacherFailure) and result.reason in _ENDS
+    }
+    for everyones in loop.world.gather(found):
+        for reason, text in everyones.items():
+            raise RunError(f"step {step}: {text}; {_ENDS[reason]}")
 
 
 def _reasons(settled: Mapping[str, Settled]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,12 +25,13 @@ from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.remote import Desk
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.run_directory import same_data
-from pipeline.student import Student, frozen_initial, load_student
+from pipeline.student import Student, load_student
 from pipeline.targets import ANCHOR
 from pipeline.trainer import Loop
 from pipeline.writers import Writer, reference_length, reference_writer, student_writer, teacher_writer
 from teachers.causal_lm import render
 from teachers.pool import Pool, build_pool
+from teachers.privileged import Selves
 from teachers.tools import Tools
 from teachers.types import Conversation
 
@@ -60,6 +61,7 @@ class Parts:
 
     student: Student
     averages: Averages
+    selves: Selves
     pool: Pool
     prompts: PromptSets
     desk: Desk
@@ -112,6 +114,7 @@ def load_parts(job: Job) -> Parts:
     if isinstance(recipe, SftRecipe) and recipe.answers == "reference":
         require_references(prompts, lambda prompt: reference_length(prompt, student.lm), student.lm.context)
     averages = averages_of(student, recipe.teachers.values())
+    selves = selves_of(student, averages)
     desk = Desk(recipe, job.folder)
     pool = build_pool(
         recipe.teachers,
@@ -119,12 +122,12 @@ def load_parts(job: Job) -> Parts:
         shared=student.shared_bases(),
         device=job.accelerator.device,
         resolve=lambda model, what: resolve(job, model, what),
-        selves=selves_of(student, averages),
+        selves=selves,
         tools=_tools(job, student),
         courier=desk.courier if job.world.is_main else lambda _: None,
         tokens_per_forward=recipe.training.tokens_per_forward,
     )
-    return Parts(student, averages, pool, prompts, desk)
+    return Parts(student, averages, selves, pool, prompts, desk)
 
 
 def _tools(job: Job, student: Student) -> Tools:
@@ -190,7 +193,8 @@ def _asking(recipe: DistillRecipe, parts: Parts) -> Asking:
     objective = recipe.objective
     anchor = None
     if objective.anchor:
-        anchor = (frozen_initial(parts.student, name=ANCHOR), objective.anchor)
+        initial = replace(parts.selves.initial(), name=ANCHOR, tokens_per_forward=recipe.training.tokens_per_forward)
+        anchor = (initial, objective.anchor)
     return Asking(
         pool=parts.pool,
         plan=plan_of(recipe),

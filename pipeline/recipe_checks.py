@@ -78,7 +78,8 @@ def model_keys(data: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
     if isinstance(student, str):
         yield ("student", "model"), student
     for name, teacher in section_of(data, "teachers").items():
-        for key in ("model", "base", "adapter"):
+        on_a_server = section_of(teacher).get("kind") in ("served", "chat")  # what is called `model` there is a name
+        for key in ("tokenizer",) if on_a_server else ("model", "base", "adapter"):
             model = section_of(teacher).get(key)
             if isinstance(model, str):
                 yield ("teachers", name, key), model

@@ -13,9 +13,15 @@ from typing import Any
 
 from pipeline.recipe_checks import Finding, model_keys, prepared_name, section_of
 from pipeline.yaml_lines import Key
+from teachers.config import RUBRICS
 
 _DATA_FILE = re.compile(r"\.(jsonl|json|parquet|csv)(\.gz)?$")
-_CHECKER = re.compile(r"(.+\.py):(\w+)$")
+_IN_FILE = re.compile(r"(.+\.py):(\w+)$")
+# What a name in a file is, how it is defined, and what to write.
+_DEFINED = {
+    "checker": ("checker", r"^def {name}\(", "def {name}(...)"),
+    "use": ("plugin", r"^class {name}\b", "class {name}"),
+}
 
 Folders = tuple[Path, ...]
 
@@ -50,6 +56,9 @@ def _paths(data: dict[str, Any]) -> Iterator[tuple[Key, str]]:
     keys += [("prepare", name, "recipe") for name in section_of(data, "prepare")]
     for name in section_of(data, "data", "sources"):
         keys += [("data", "sources", name, "path"), ("data", "sources", name, "checker")]
+    for name in section_of(data, "teachers"):
+        keys += [("teachers", name, key) for key in ("instructions", "rubric", "use")]
+        keys += [("teachers", name, "check", key) for key in ("file", "files", "checker")]
     for *above, key in keys:
         value = section_of(data, *map(str, above)).get(str(key))
         if isinstance(value, str) and value:
@@ -58,16 +67,22 @@ def _paths(data: dict[str, Any]) -> Iterator[tuple[Key, str]]:
 
 def _resolved(key: Key, value: str, folders: Folders) -> tuple[str, str]:
     """(the absolute path, "") | (the value, what is wrong) | (the value, "") for what is not a path at all."""
-    if key[-1] == "checker":
-        return _checker(value, folders)
+    if key[-1] in ("checker", "use"):
+        return _in_file(value, folders, *_DEFINED[str(key[-1])])
     found = _find(value, folders)
     match key[-1]:
         case "path":
             what, wanted = "data file", _looks_local(value) or _DATA_FILE.search(value) is not None
-        case "chat_template" | "recipe" as name:
+        case "rubric" if value in RUBRICS:
+            return value, ""
+        case "chat_template" | "recipe" | "instructions" | "rubric" | "file" as name:
             what, wanted = name.replace("_", " "), True
             if found is not None and found.is_dir():
                 return value, f"{value} is a folder; name a file"
+        case "files":
+            what, wanted = "folder", True
+            if found is not None and not found.is_dir():
+                return value, f"{value} is a file; name the folder that it is in"
         case _:
             what, wanted = "model folder", _looks_local(value)
             if found is not None and not found.is_dir():
@@ -77,17 +92,20 @@ def _resolved(key: Key, value: str, folders: Folders) -> tuple[str, str]:
     return value, _absent(what, value, folders) if wanted else ""
 
 
-def _checker(value: str, folders: Folders) -> tuple[str, str]:
-    match = _CHECKER.match(value)
+def _in_file(value: str, folders: Folders, what: str, pattern: str, written: str) -> tuple[str, str]:
+    """file.py:name, where the file defines the name; anything else is not a path."""
+    match = _IN_FILE.match(value)
     if match is None:
         return value, ""
-    file, function = match.groups()
+    file, name = match.groups()
     found = _find(file, folders)
     if found is None or found.is_dir():
-        return value, _absent("checker", file, folders)
-    if re.search(rf"^def {function}\(", found.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is None:
-        return value, f"{file} has no function {function}; write def {function}(...) in it, or name another"
-    return f"{found}:{function}", ""
+        return value, _absent(what, file, folders)
+    text = found.read_text(encoding="utf-8", errors="replace")
+    if re.search(pattern.format(name=name), text, re.MULTILINE) is None:
+        kind = written.split()[0].replace("def", "function")
+        return value, f"{file} has no {kind} {name}; write {written.format(name=name)} in it, or name another"
+    return f"{found}:{name}", ""
 
 
 def _looks_local(value: str) -> bool:

@@ -155,7 +155,8 @@ class Attempts:
             return desk.wrong_model()
         reservation = await self._reserve(desk, estimate, deadline)
         if isinstance(reservation, OverBudget):
-            return TeacherFailure(desk.name, "over_budget", False, str(reservation))
+            reason = "over_budget" if reservation.then == "drop" else "budget_spent"  # which ends the run
+            return TeacherFailure(desk.name, reason, False, str(reservation))
         intent = self._write(partial(
             self._journal.intend, key, teacher=desk.name, request_id=request.request_id, step=request.step,
             dollars=reservation.dollars, tokens=reservation.tokens, private=request.private,

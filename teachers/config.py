@@ -159,6 +159,7 @@ class ServedTeacher(ProvidedBase):
     align: Alignment | None = None
 
 
+RUBRICS = ("chat", "math", "code")  # those that come with the program
 Gift = Literal["score", "feedback", "rewrite"]
 GIFTS: tuple[Gift, ...] = ("score", "feedback", "rewrite")
 

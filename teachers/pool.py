@@ -37,7 +37,7 @@ class ModelKind(NamedTuple):
 class OwnKind(NamedTuple):
     """How a kind that is made of the student itself is made."""
 
-    build: Callable[[str, Any, Selves], LocalTeacher]
+    build: Callable[[str, Any, Selves, int], LocalTeacher]
 
 
 class RemoteKind(NamedTuple):
@@ -184,7 +184,7 @@ def _build(
         return kind.build(name, config, tools)
     if isinstance(kind, OwnKind):
         assert selves is not None, f"{name} is made of the student"
-        return kind.build(name, config, selves)
+        return kind.build(name, config, selves, models.tokens_per_forward)
     return kind.build(name, config, models)
 
 

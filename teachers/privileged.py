@@ -111,7 +111,7 @@ class PrivilegedTeacher:
 
 
 def build(
-    name: str, config: SelfTeacher, selves: Selves, *, tokens_per_forward: int = TOKENS_PER_FORWARD
+    name: str, config: SelfTeacher, selves: Selves, tokens_per_forward: int = TOKENS_PER_FORWARD
 ) -> PrivilegedTeacher:
     """Call it before the first update: what the initial weights are is settled here.
 
