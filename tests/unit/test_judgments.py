@@ -167,12 +167,16 @@ def longest_shared(lm: CausalLM, ids: tuple[int, ...], text: str) -> int:
     return max(n for n in range(len(ids) + 1) if text.startswith(decode(lm, ids[:n])))
 
 
-def test_tokenizers_that_put_a_space_first_still_keep_most(lm: CausalLM) -> None:
+def test_a_tokenizer_that_puts_a_space_before_every_text_keeps_the_students_tokens_inside_a_word() -> None:
+    lm = lm_of("with_spaces")
     rollout = written(lm, "The answer is 42, naïve café: déjà vu")
-    row = corrected(lm, rollout, "The answer is 42, naïve café: return x")
+    ids = answer_ids(rollout)
+    inside = next(n for n, token in enumerate(lm.tokenizer.convert_ids_to_tokens(ids)) if n > 4 and token[0] != "▁")
+    rewrite = decode(lm, ids[:inside]) + "X"
+    row = corrected(lm, rollout, rewrite)
     assert isinstance(row, Rollout)
-    kept = next(s for s in row.segments if not s.trainable)
-    assert decode(lm, kept.token_ids).startswith("The answer is 42, naïve")
+    assert decode(lm, answer_ids(row)) == rewrite
+    assert row.segments[0] == Segment("assistant", "answer", ids[:inside], trainable=False)
 
 
 def test_the_search_finds_what_trying_every_length_finds(lm: CausalLM) -> None:
