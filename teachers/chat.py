@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from teachers.tools import Tools
 
 OVERHEAD = 1024  # tokens, at most, that a server's template and its form of the schema add to the messages
+_TRIES = 4  # of a question of preflight
+_MOMENT = 0.25  # seconds
 # What the teacher says itself: in `options` it would contradict the recipe, or make one question several.
 _OWN_FIELDS = frozenset(
     {"model", "messages", "stream", "n", "temperature", "max_tokens", "max_completion_tokens", "response_format"}
@@ -157,13 +159,10 @@ class ChatGrader:
 
         Findings: reachable, model, format, judgment, latency, price; only what is wrong where no answer came.
         """
-        for _ in range(len(_LESS) + 2):  # each refusal teaches one thing
-            right = await self.score(_probe("4"), deadline)
-            if not (isinstance(right, TeacherFailure) and right.reason == "format_refused"):
-                break
+        right = await self._tried(_probe("4"), deadline)
         if isinstance(right, TeacherFailure):
             return await self._why_not(right, deadline)
-        wrong = await self.score(_probe("5"), deadline)
+        wrong = await self._tried(_probe("5"), deadline)
         if isinstance(wrong, TeacherFailure):
             return await self._why_not(wrong, deadline)
         returned = right.model_returned
@@ -199,9 +198,11 @@ class ChatGrader:
             said = _object(response)
             return failure_of(self.name, response, self._secrets) if said is None else Reply(said, loop.time() - start)
         failure = failure_of(self.name, response, self._secrets)
-        easier = simpler(dialect, response.text) if response.status_code in (400, 422) else None
-        if easier is None:
+        if response.status_code not in (400, 422):
             return failure
+        easier = simpler(dialect, response.text)
+        if easier is None:
+            return replace(failure, detail=failure.detail + self._advice(response.text))
         if self.dialect == dialect:  # else another question has learnt it already
             self.dialect = easier
         return replace(failure, reason="format_refused", retryable=True)
@@ -220,6 +221,12 @@ class ChatGrader:
         except (OpenAIError, httpx2.HTTPError, PrivateRefusedError, TimeoutError) as error:
             return failure_of(self.name, error, self._secrets)
 
+    def _advice(self, complaint: str) -> str:
+        """Some models take no temperature but their own: that changes answers, so the recipe has to say it."""
+        if "temperature" in complaint and self._config.temperature is not None:
+            return f"; set teachers.{self.name}.temperature to null, or to what the model takes"
+        return ""
+
     # ---- what came back ----
 
     def _judged(self, reply: Reply, messages: Messages, request: ScoreRequest) -> Answer | TeacherFailure:
@@ -230,7 +237,9 @@ class ChatGrader:
         if not trusted:
             self.noted["token counts missing or absurd: the most they can be was charged"] += 1
         if said.refusal is not None:
-            return TeacherFailure(self.name, "refused", False, said.refusal, usage=usage)
+            # A refusal may repeat what it refuses, and failures are shown and kept.
+            detail = "" if request.private else redact(said.refusal, self._secrets)
+            return TeacherFailure(self.name, "refused", False, detail, usage=usage)
         if said.finish_reason in ("length", "max_tokens"):
             detail = f"it ended after {usage.output} tokens; raise teachers.{self.name}.max_tokens"
             return TeacherFailure(self.name, "truncated", True, detail, usage=usage)
@@ -243,6 +252,19 @@ class ChatGrader:
         return Usage(input=messages.size + OVERHEAD, output=self._config.max_tokens)
 
     # ---- preflight ----
+
+    async def _tried(self, request: ScoreRequest, deadline: float) -> Answer | TeacherFailure:
+        """Asks a few times: one bad moment of a server is no finding, and each refused format teaches something."""
+        loop, failed = asyncio.get_running_loop(), 0
+        while True:
+            result = await self.score(request, min(deadline, loop.time() + self._config.limits.timeout))
+            if isinstance(result, Answer) or not result.retryable:
+                return result
+            failed += result.reason != "format_refused"
+            wait = result.retry_after or _MOMENT * failed
+            if failed == _TRIES or loop.time() + wait >= deadline:
+                return result
+            await asyncio.sleep(wait)
 
     async def _why_not(self, failure: TeacherFailure, deadline: float) -> tuple[Finding, ...]:
         if failure.reason in ("unavailable", "timeout", "broken", "not_json", "redirected", "untrusted"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import subprocess
 import sys
 import urllib.request
@@ -17,16 +18,27 @@ import pytest
 import torch
 
 from pipeline.tasks import DOMAINS, generate
+from teachers import served
 from teachers.chat import ChatGrader, build
-from teachers.types import Answer, Chat, Finding, Judgment, Message, ScoreRequest, TeacherFailure
+from teachers.config import ServedTeacher
+from teachers.courier import Courier
+from teachers.journal import FILE, Journal
+from teachers.ledger import Ledger
+from teachers.types import Answer, Chat, Finding, Judgment, Message, ScoreRequest, Segment, TeacherFailure, TopK
 from tests.models import save_tiny
 from tests.servers.chat_server import ChatServer, Manners
 from tests.servers.faults import CHAT, EITHER, FINAL, HARMLESS, SCORES, STATUS, WIRE, Fault, Plan
-from tests.servers.scorer import scorer_of
+from tests.servers.scorer import Scorer, scorer_of
 from tests.unit.test_chat import a_config, a_request, some_tools
 
 T = TypeVar("T")
+Result = Answer | TeacherFailure
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    return scorer_of(save_tiny(tmp_path_factory.mktemp("model")))
 
 
 def run(server: ChatServer, use: Callable[[ChatGrader], Awaitable[T]], tools: Any = None, **fields: Any) -> T:
@@ -315,10 +327,73 @@ def test_preflight_learns_how_to_ask_and_what_comes_back() -> None:
     assert named["model"].text.endswith("; the server has grader")
 
 
+def test_preflight_outlives_a_bad_moment() -> None:
+    with ChatServer() as server:
+        server.misbehave(Fault.ERROR_503, Fault.RATE_LIMITED, Fault.PROSE, None, Fault.CUT)
+        assert all(finding.good is not False for finding in examined(server).values())
+        assert len(server.requests) == 6
+        server.misbehave(*[Fault.ERROR_503] * 4)
+        assert examined(server)["reachable"].good is False
+        server.misbehave(Fault.REFUSAL)
+        assert examined(server)["judgment"].good is False
+
+
+def test_a_model_with_a_temperature_of_its_own_says_what_to_set() -> None:
+    with ChatServer(Manners(temperatures=(1.0,))) as server:
+        model = examined(server)["model"]
+        assert model.good is False
+        assert "teachers.judge.temperature to null" in model.text
+        for temperature in (None, 1.0):
+            assert examined(server, temperature=temperature)["judgment"].good is True
+
+
 def test_preflight_of_a_server_that_is_not_there() -> None:
     with ChatServer() as server:
         pass
     assert examined(server)["reachable"].good is False
+
+
+# ---- behind the courier ----
+
+
+def answers_of(server: ChatServer, folder: Path, requests: list[ScoreRequest]) -> dict[str, Result]:
+    """All answers, asked as a run asks: with a journal, retries, and many at once."""
+    limits = {"timeout": 30, "deadline": 60, "retries": 12, "rest": 0.01}
+    config = a_config(model=server.manners.model, url=server.url, limits=limits)
+    journal = Journal(folder / FILE)
+    teacher = build("judge", config, some_tools(folder))
+    courier = Courier({"judge": teacher}, {"judge": config.limits}, journal, Ledger(journal, {}, {}))
+    arrived: queue.SimpleQueue[tuple[str, Result]] = queue.SimpleQueue()
+
+    def arrive(name: str, result: Result) -> None:
+        arrived.put((name, result))
+
+    for request in requests:
+        courier.ask("judge", request, partial(arrive, request.request_id))
+    answers = dict(arrived.get(timeout=60) for _ in requests)
+    courier.check()
+    courier.close()
+    journal.close()
+    return answers
+
+
+def test_three_calls_in_ten_go_wrong_and_every_question_is_answered_once(tmp_path: Path) -> None:
+    """Faults that leave no answer cost no answer; the journal gives the same answers to whoever asks again."""
+    requests = [a_request(str(n), sample=n, request_id=f"p/{n}") for n in range(40)]
+    faults = tuple(fault for fault in Plan().faults if fault not in (*CHAT, Fault.HANG))
+    with ChatServer(plan=Plan(0.3, seed=3, faults=faults)) as server:
+        answers = answers_of(server, tmp_path, requests)
+        assert all(isinstance(answer, Answer) for answer in answers.values())
+        assert len(server.faults) > 5
+        lost = sum(request.fault == Fault.TRUNCATED_JSON for request in server.requests)
+        assert sum(server.answered.values()) == len(requests) + lost
+        before = len(server.requests)
+        again = answers_of(server, tmp_path, requests)
+        assert len(server.requests) == before
+    signals = {name: answer.signal for name, answer in answers.items() if isinstance(answer, Answer)}
+    assert signals == {name: answer.signal for name, answer in again.items() if isinstance(answer, Answer)}
+    scores = {name: signal.score for name, signal in signals.items() if isinstance(signal, Judgment)}
+    assert scores == {f"p/{n}": float(n == 4) for n in range(40)}
 
 
 # ---- a seeded plan ----
@@ -331,7 +406,7 @@ def test_a_seeded_plan_is_about_content_and_not_about_time() -> None:
         async def until_answered(n: int) -> tuple[int, str]:
             story = ""
             while True:
-                result = await ask(teacher, a_request(str(n), sample=n), 1.0)
+                result = await ask(teacher, a_request(str(n), sample=n))
                 if isinstance(result, Answer):
                     return n, story
                 assert result.retryable, result
@@ -425,6 +500,46 @@ def test_it_scores_a_text_as_the_model_does_and_misbehaves(tmp_path: Path) -> No
         assert "You said" in post(server, "/v1/chat/completions", chat)["choices"][0]["message"]["content"]
         with urllib.request.urlopen(f"{server.url}/models") as response:
             assert json.load(response)["data"][0]["id"] == "grader"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault.NAN_LOGPROB, "not_finite"),
+        (Fault.POSITIVE_LOGPROB, "not_finite"),
+        (Fault.MISSING_TOP_K, "missing_top_k"),
+        (Fault.MISSING_ROW, "misaligned"),
+        (Fault.MISSING_TOKEN, "misaligned"),
+        (Fault.RESET, "broken"),
+        (Fault.HTML_200, "not_json"),
+        (Fault.RATE_LIMITED, "rate_limited"),
+    ],
+)
+def test_a_served_teacher_takes_its_scores_and_sees_its_faults(fault: Fault, reason: str, scorer: Scorer) -> None:
+    ids = (80, 33, 12, 80)
+    request = a_request(segments=(Segment("assistant", "answer", ids, True),))
+    prompt = (5, 6, 7)
+    tools = replace(some_tools(Path()), student_render=lambda conversation, system: prompt)
+
+    async def use(url: str) -> tuple[Answer | TeacherFailure, Answer | TeacherFailure]:
+        settings = {"kind": "served", "url": url, "model": "grader", "top_k": 3, "server": "vllm"}
+        teacher = served.build("scores", ServedTeacher.model_validate(settings), tools)
+        try:
+            deadline = asyncio.get_running_loop().time() + 20
+            return await teacher.score(request, deadline), await teacher.score(request, deadline)
+        finally:
+            await teacher.aclose()
+
+    with ChatServer(scorer=scorer) as server:
+        server.misbehave(fault)
+        failure, answer = asyncio.run(use(server.url))
+    assert isinstance(failure, TeacherFailure)
+    assert failure.reason == reason
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.signal, TopK)
+    table = scorer.log_table([*prompt, *ids])[len(prompt) - 1 : -1]
+    assert torch.equal(answer.signal.ids, table.topk(3).indices)
+    torch.testing.assert_close(answer.signal.token_logprobs, table[range(4), list(ids)])
 
 
 def test_a_grade_that_the_student_dictates_is_judged_like_any_answer() -> None:

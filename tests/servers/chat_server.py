@@ -37,13 +37,15 @@ class Manners:
     """How the server is when it does not misbehave.
 
     formats: what an answer can be held to. limit: the field for the most tokens of an answer; the other is refused.
-    thinks: reasoning beside the answer. key: what has to be sent as the bearer's, None: anything.
+    temperatures: those it takes, None: any. thinks: reasoning beside the answer. key: what has to be sent as the
+    bearer's, None: anything.
     """
 
     model: str = "grader"
     key: str | None = None
     formats: tuple[str, ...] = ("json_schema", "json_object")
     limit: str = "max_tokens"
+    temperatures: tuple[float, ...] | None = None
     thinks: bool = False
     retry_after: float = 0.05
     slow_seconds: float = 0.2
@@ -180,6 +182,9 @@ class ChatServer:
         if other in said:
             complaint = f"Unsupported parameter: {other!r} is not supported here. Use {self.manners.limit!r} instead."
             return 400, _error(complaint, "unsupported_parameter")
+        allowed = self.manners.temperatures
+        if allowed and said.get("temperature", allowed[0]) not in allowed:
+            return 400, _error("Unsupported value: 'temperature' does not support this value", "unsupported_value")
         texts = {turn["role"]: text_of(turn["content"]) for turn in said["messages"]}
         system, material = texts.get("system", ""), texts.get("user", "")
         schema = wanted["json_schema"]["schema"] if wanted["type"] == "json_schema" else None

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -176,6 +177,13 @@ def test_mistakes_in_a_recipe_are_one_line(
         grader(tmp_path, **fields)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_installed_package_has_every_rubric() -> None:
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["teachers"]
+    packed = {path for pattern in patterns for path in (root / "teachers").glob(pattern)}
+    assert set((root / "teachers" / "rubrics").iterdir()) <= packed
 
 
 # ---- the request ----
