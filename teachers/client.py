@@ -76,8 +76,11 @@ def place(url: str | httpx2.URL) -> str:
 # ---- what an attempt came to ----
 
 
-class PrivateRefusedError(Exception):
-    """A private prompt was about to leave for an address that is not allowed. Nothing was sent."""
+class PrivateRefusedError(httpx2.TransportError):
+    """A private prompt was about to leave for an address that is not allowed. Nothing was sent.
+
+    A transport's error, so that `openai` takes it for one and wraps it.
+    """
 
 
 def failure_of(name: str, what: httpx2.Response | Exception, secrets: Collection[str] = ()) -> TeacherFailure:
@@ -167,7 +170,7 @@ def _said(response: httpx2.Response) -> str:
     """What the server says is wrong, if it says it in a known form, else how its body begins."""
     text = response.text
     if title := re.search(r"(?is)<title[^>]*>(.*?)</title", text):
-        return f"an HTML page, {title[1].strip()!r}"
+        return f"an HTML page, {title[1].strip()}"
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):
@@ -291,7 +294,7 @@ class Client:
             if not response.is_success:
                 return failure_of(self._name, response, self.secrets)
             body = json.loads(response.content)
-        except (httpx2.HTTPError, PrivateRefusedError, TimeoutError, ValueError, RecursionError) as error:
+        except (httpx2.HTTPError, TimeoutError, ValueError, RecursionError) as error:
             return failure_of(self._name, error, self.secrets)
         if not isinstance(body, dict):
             return failure_of(self._name, response, self.secrets)
