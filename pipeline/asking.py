@@ -10,14 +10,11 @@ from typing import Any
 from pipeline.checkers import check
 from pipeline.evaluate import answer_text
 from pipeline.judgments import Baselines, Judged, JudgedSettings, judge
-from pipeline.recipe import AllTeachers, ByDomain, Mixture, RecipeBase
-from pipeline.recipe import Cascade as CascadeRouting
 from pipeline.targets import ANCHOR, Row, Score
 from pipeline.types import Divergence, Losses, Rollout
 from teachers.causal_lm import CausalLM
-from teachers.config import RemoteBase, SelfTeacher
 from teachers.exchange import Settled
-from teachers.plan import Cascade, Plan, Result, Routes
+from teachers.plan import Cascade, Plan, Result
 from teachers.pool import Pool
 from teachers.types import (
     Answer,
@@ -28,8 +25,6 @@ from teachers.types import (
     TeacherFailure,
     TopK,
 )
-
-FEEDBACK = "feedback:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,44 +64,12 @@ class Asked:
     judged: Mapping[str, float] = field(default_factory=dict)
 
 
-# ---- from the recipe ----
-
-
-def plan_of(recipe: RecipeBase) -> Plan:
-    """The recipe's routing, fallbacks and feedback. `recipe_checks` has made sure that every name exists."""
-    teachers = recipe.teachers.items()
-    fallback = {name: t.fallback for name, t in teachers if isinstance(t, RemoteBase) and t.fallback}
-    needs = {
-        name: t.sees.removeprefix(FEEDBACK)
-        for name, t in teachers
-        if isinstance(t, SelfTeacher) and t.sees.startswith(FEEDBACK)
-    }
-    return Plan(routes_of(recipe), fallback, needs)
-
-
-def routes_of(recipe: RecipeBase) -> Routes | Cascade:
-    """The recipe's routing as shares by domain, or as a cascade."""
-    routing = recipe.routing
-    if isinstance(routing, AllTeachers):
-        return Routes({}, dict.fromkeys(recipe.teachers, 1.0))
-    if isinstance(routing, Mixture):
-        return Routes({}, routing.shares)
-    if isinstance(routing, CascadeRouting):
-        return Cascade(routing.order, routing.unsure, routing.disagreement, routing.checker)
-    assert isinstance(routing, ByDomain)
-    table = {name: {name: 1.0} for name in recipe.teachers}
-    table |= {
-        domain: {share: 1.0} if isinstance(share, str) else dict(share) for domain, share in routing.table.items()
-    }  # fmt: skip
-    return Routes(table, {routing.default: 1.0} if routing.default else {})
+# ---- a rollout as a request ----
 
 
 def judged_by_checker(checker: str, completion: str, reference: str | None, request: ScoreRequest) -> float | None:
     """A checker of the recipe's, for teachers that grade with it."""
     return check(checker, completion, reference, None)
-
-
-# ---- a rollout as a request ----
 
 
 def request_of(asking: Asking, rollout: Rollout, step: int) -> ScoreRequest:

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 
-from pipeline.asking import local_rows, routes_of
+from pipeline.asking import local_rows
 from pipeline.comparisons import average
 from pipeline.evaluate import BASE, SPECIALIST, STUDENT, Evaluation, Score, evaluate_model, evaluation_json, table
 from pipeline.files import append_line, read_json, read_lines, write_json
 from pipeline.job import Job, Parts
+from pipeline.loop import Loop
 from pipeline.metrics import Sums, collect, divergence_by
 from pipeline.recipe import DistillRecipe
 from pipeline.rollout.protocol import SamplingSettings
+from pipeline.routing import routes_of
 from pipeline.targets import build_batch, group_rows, normaliser
-from pipeline.trainer import Loop
 from pipeline.types import Prompt
 from pipeline.writers import student_writer
 from teachers.causal_lm import CausalLM

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline import manifest
-from pipeline.asking import Asking, request_of
+from pipeline.asking import request_of
 from pipeline.errors import RunError
 from pipeline.types import Prompt, Rollout
 from teachers.exchange import Exchange, Settled
 from teachers.types import TeacherFailure
 
 if TYPE_CHECKING:
-    from pipeline.trainer import Loop
+    from pipeline.loop import Loop
 
 _ENDS = {
     "budget_spent": "raise the budget and go on with --resume, or set its `then` to drop",
@@ -31,14 +31,16 @@ REST = 30.0  # seconds before a step that too few teachers answered is asked abo
 
 @dataclass(eq=False)
 class Flight:
-    """rollouts: of all processes, in the order of the prompts. mine: this process's. exchange: None if nobody is asked.
-    """
+    """rollouts: of all processes, in the order of the prompts. mine: this process's. exchange: None if nobody is asked."""
 
     step: int
     prompts: Sequence[Prompt]
     rollouts: list[Rollout]
     mine: list[Rollout]
     exchange: Exchange | None
+
+
+Flights = dict[int, Flight]  # by step
 
 
 def launch(loop: Loop, step: int, version: int, prompts: Sequence[Prompt]) -> Flight:
@@ -84,9 +86,7 @@ def open_exchange(loop: Loop, step: int) -> Exchange | None:
     return Exchange(loop.asking.pool, loop.asking.plan, known, gather=gather, rank=loop.world.rank)
 
 
-def _write(
-    loop: Loop, step: int, version: int, prompts: Sequence[Prompt], exchange: Exchange | None
-) -> list[Rollout]:
+def _write(loop: Loop, step: int, version: int, prompts: Sequence[Prompt], exchange: Exchange | None) -> list[Rollout]:
     """The rollouts in the order of the prompts; they are on disk before anything depends on them."""
     by_prompt = _written(loop, step, version, prompts, exchange)
     rollouts = [rollout for prompt in prompts for rollout in by_prompt[prompt.prompt_id]]
@@ -139,7 +139,9 @@ def settle(loop: Loop, flight: Flight) -> tuple[dict[str, Settled], float]:
         exchange = _again(loop, flight, answered, _reasons(settled))
     failures = loop.world.gather(exchange.failures())
     if loop.world.is_main:
-        manifest.save_failures(loop.folder / "journal", flight.step, {k: v for part in failures for k, v in part.items()})
+        manifest.save_failures(
+            loop.folder / "journal", flight.step, {k: v for part in failures for k, v in part.items()}
+        )
     return settled, waited
 
 

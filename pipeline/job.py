@@ -10,12 +10,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from pipeline.asking import Asking, judged_by_checker, plan_of, routes_of
+from pipeline.asking import Asking, judged_by_checker
 from pipeline.averaging import Averages, averages_of, selves_of
 from pipeline.display import Display
 from pipeline.errors import RunError
-from pipeline.new_model import create_model
 from pipeline.judgments import JudgedSettings
+from pipeline.loop import Loop
+from pipeline.new_model import create_model
 from pipeline.optim import build_optimizer
 from pipeline.privacy import guard_of
 from pipeline.prompts import PromptSets, load_prompts, require, require_lengths, require_references
@@ -24,17 +25,16 @@ from pipeline.recipe import DistillRecipe, NewModel, RecipeBase, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.remote import Desk
 from pipeline.rollout.protocol import SamplingSettings
+from pipeline.routing import plan_of, routes_of
 from pipeline.run_directory import same_data
 from pipeline.student import Student, load_student
 from pipeline.targets import ANCHOR
-from pipeline.trainer import Loop
 from pipeline.writers import Writer, reference_length, reference_writer, student_writer, teacher_writer
 from teachers.causal_lm import render
 from teachers.pool import Pool, build_pool
 from teachers.privileged import Selves
 from teachers.tools import Tools
 from teachers.types import Conversation
-
 
 WRITTEN_TOGETHER = 8  # steps of teachers' answers; a teacher that writes six rows at a time takes as long as for fifty
 
@@ -200,9 +200,7 @@ def _asking(recipe: DistillRecipe, parts: Parts) -> Asking:
         plan=plan_of(recipe),
         weights={name: config.weight for name, config in recipe.teachers.items()},
         losses=objective.losses(),
-        judged=JudgedSettings(
-            objective.grades, objective.rewrites, recipe.rollout.max_new_tokens, recipe.rollout.stop
-        ),
+        judged=JudgedSettings(objective.grades, objective.rewrites, recipe.rollout.max_new_tokens, recipe.rollout.stop),
         lm=parts.student.lm,
         stop=recipe.rollout.stop,
         anchor=anchor,

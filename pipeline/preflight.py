@@ -7,17 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from pipeline.asking import plan_of, request_of
-from pipeline.display import Display
+from pipeline.asking import request_of
 from pipeline.errors import RunError
 from pipeline.job import Job, Parts
-from pipeline.privacy import examine as examine_terms
-from pipeline.recipe import DistillRecipe, RecipeBase
+from pipeline.loop import Loop
 from pipeline.remote import tariffs
 from pipeline.rollout.protocol import SamplingSettings
-from pipeline.trainer import Loop
 from pipeline.writers import student_writer
-from teachers.plan import Cascade
+from teachers.plan import Plan
 from teachers.prices import money
 from teachers.types import ScoreRequest
 
@@ -36,15 +33,6 @@ class Estimate:
     questions: int
     tokens: int
     dollars: Decimal | None
-
-
-def require_lawful(recipe: RecipeBase, display: Display) -> None:
-    """Raises RunError for private prompts that would leave the machine, and for terms that forbid training."""
-    found = examine_terms(recipe)
-    for warning in found.warnings:
-        display.warn(warning)
-    if found.problems:
-        raise RunError("\n".join(found.problems))
 
 
 def preflight(job: Job, parts: Parts, loop: Loop) -> None:
@@ -77,11 +65,11 @@ def preflight(job: Job, parts: Parts, loop: Loop) -> None:
 def estimates(job: Job, parts: Parts, loop: Loop) -> Iterator[Estimate]:
     """From the student's present answers to a few held-out prompts, and the most that a question about one can take."""
     recipe = job.recipe
-    assert isinstance(recipe, DistillRecipe)
+    assert loop.asking is not None
     requests = _some_requests(job, parts, loop)
     prices = tariffs(recipe)
     rows = recipe.training.steps * recipe.training.prompts_per_step * recipe.rollout.samples_per_prompt
-    asked = _asked(recipe, [request.domain for request in requests])
+    asked = _asked(loop.asking.plan, [request.domain for request in requests])
     for name, teacher in parts.pool.remote.items():
         usages = [teacher.estimate(request) for request in requests]
         questions = round(rows * asked[name] / len(requests))
@@ -102,12 +90,11 @@ def _some_requests(job: Job, parts: Parts, loop: Loop) -> list[ScoreRequest]:
     return [request_of(loop.asking, rollout, 0) for rollout in rollouts]
 
 
-def _asked(recipe: DistillRecipe, domains: list[str]) -> Mapping[str, int]:
-    """Teacher -> in how many of these domains it is asked, feedback for others included; a cascade asks all."""
-    plan = plan_of(recipe)
+def _asked(plan: Plan, domains: list[str]) -> Mapping[str, int]:
+    """Teacher -> in how many of these domains it may be asked, feedback for others included."""
     counts: Counter[str] = Counter()
     for domain in domains:
-        names = set(plan.routes.order if isinstance(plan.routes, Cascade) else plan.routes.shares(domain))
+        names = set(plan.routes.everyone(domain))
         counts.update(names | {plan.needs[name] for name in names if name in plan.needs})
     return counts
 

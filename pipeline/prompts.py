@@ -170,7 +170,9 @@ def require_references(prompt_sets: PromptSets, length: Callable[[Prompt], int],
     length: of both. A token is at least a byte, so only long ones are counted.
     """
     for prompts in prompt_sets.train.values():
-        around = length(replace(prompts[0], conversation=_emptied(prompts[0].conversation), reference="")) + SPARE_TOKENS
+        around = (
+            length(replace(prompts[0], conversation=_emptied(prompts[0].conversation), reference="")) + SPARE_TOKENS
+        )
         for place in np.flatnonzero(prompts.sizes.sum(1) + around > context):
             prompt = prompts[int(place)]
             if (found := length(prompt)) > context:

@@ -177,7 +177,9 @@ def _writers(data: Mapping[str, Any]) -> Iterator[Finding]:
     for name, teacher in section_of(data, "teachers").items() if wanted else ():
         kind = section_of(teacher).get("kind")
         if kind not in ("transformers", "adapter", None):
-            text = f"it needs teachers with a model in this process, and teachers.{name} is of kind {kind}; leave it out"
+            text = (
+                f"it needs teachers with a model in this process, and teachers.{name} is of kind {kind}; leave it out"
+            )
             yield wanted[0], text
 
 

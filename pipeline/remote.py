@@ -39,7 +39,6 @@ class Desk:
             teachers, limits, self.journal, self.ledger, model_change=recipe.pool.model_change, seed=recipe.seed
         )
 
-
     def conclude(self, display: Display) -> None:
         """The table of what every teacher came to."""
         if self.ledger is not None:

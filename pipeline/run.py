@@ -20,15 +20,16 @@ from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.files import read_lines
 from pipeline.job import Job, Parts, build_loop, load_parts, make_accelerator
+from pipeline.loop import Loop, State
 from pipeline.mixing import MixState
-from pipeline.preflight import preflight, require_lawful
-from pipeline.privacy import mark
+from pipeline.preflight import preflight
+from pipeline.privacy import examine, mark
 from pipeline.ranks import world_of
-from pipeline.recipe import DistillRecipe
+from pipeline.recipe import DistillRecipe, RecipeBase
 from pipeline.recipe_file import LoadedRecipe
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.student import export
-from pipeline.trainer import Loop, State, advance, peak_bytes, restore_state, train
+from pipeline.trainer import advance, peak_bytes, restore_state, train
 
 
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
@@ -135,6 +136,15 @@ def _compared(job: Job, parts: Parts, state: State) -> dict[str, assess.Scores]:
         _run(loaded, folder, job.prepared, resume=going_on, extend=False, display=job.display)
     reached = checkpoints.newest_step(folder / "checkpoints")
     return {name: assess.read(folder, f"student-{reached:06d}")}
+
+
+def require_lawful(recipe: RecipeBase, display: Display) -> None:
+    """Raises RunError for private prompts that would leave the machine, and for terms that forbid training."""
+    found = examine(recipe)
+    for warning in found.warnings:
+        display.warn(warning)
+    if found.problems:
+        raise RunError("\n".join(found.problems))
 
 
 # ---- check ----

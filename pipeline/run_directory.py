@@ -47,7 +47,9 @@ ADJUSTABLE = (
     *("training.checkpoint_every", "training.keep_checkpoints", "threads"),
 )
 # How hard remote teachers are asked, where they are and what they may cost: what they say stays the same.
-_HOW_ASKED = re.compile(r"^(pool\.(quorum|below_quorum|budget|journal|model_change|student_price)\b|privacy\.|teachers\.[^.]+\.(limits|budget|price|provider|url|key)\b)")
+_HOW_ASKED = re.compile(
+    r"^(pool\.(quorum|below_quorum|budget|journal|model_change|student_price)\b|privacy\.|teachers\.[^.]+\.(limits|budget|price|provider|url|key)\b)"
+)
 EXTENDABLE = ("training.steps", "teachers.", "data.sources.", "routing", "prepare.", "evaluation.")
 
 

@@ -10,25 +10,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from pipeline import checkpoint as checkpoints
 from pipeline import manifest
-from pipeline.asking import Asked, Asking, rows_of
-from pipeline.averaging import Averages
+from pipeline.asking import Asked, rows_of
 from pipeline.checkers import check
-from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.evaluate import answer_text
 from pipeline.files import append_line
-from pipeline.flights import Flight, launch, launch_together, settle
+from pipeline.flights import Flight, Flights, launch, launch_together, settle
 from pipeline.judgments import Baselines
+from pipeline.loop import Loop, State
 from pipeline.metrics import (
     Sums,
     all_finite,
@@ -41,69 +37,10 @@ from pipeline.metrics import (
 )
 from pipeline.mixing import MixState, draw, observe
 from pipeline.optim import learning_rate, set_learning_rate
-from pipeline.ranks import World
-from pipeline.recipe import Data, Training
-from pipeline.student import Student, load_trainable_state, trainable_state
+from pipeline.student import load_trainable_state, trainable_state
 from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser
 from pipeline.types import Prompt, Rollout, StepOutput, TrainingBatch
-from pipeline.writers import REFERENCE, Writer, reference_rollout
-
-
-@dataclass(frozen=True, eq=False)
-class Loop:
-    """Everything a step needs that does not change from step to step.
-
-    model: the student as `accelerator` wrapped it; `student` is the same object without the wrapping.
-    write: who writes the completions. averages: the student's moving averages, where a teacher needs one. asking: who scores them, or None for supervised training.
-    staleness: how many steps the student writes ahead of what it trains on. block: how many steps of completions are
-    written together, where they do not depend on the student.
-    reference: the weight of supervised rows on the prompts' references, beside the on-policy ones.
-    token_limit: completion tokens after which training ends, or None.
-    """
-
-    data: Data
-    training: Training
-    seed: int
-    prompts: Mapping[str, Sequence[Prompt]]
-    student: Student
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    accelerator: Accelerator
-    world: World
-    write: Writer
-    averages: Averages
-    asking: Asking | None
-    staleness: int
-    block: int
-    average: Any
-    reference: float
-    temperature: float
-    token_limit: int | None
-    stop: tuple[str, ...]
-    folder: Path
-    display: Display
-
-    @cached_property
-    def prompt_of(self) -> dict[str, Prompt]:
-        return {prompt.prompt_id: prompt for prompts in self.prompts.values() for prompt in prompts}
-
-
-Flights = dict[int, Flight]
-
-
-@dataclass(frozen=True)
-class State:
-    """What changes from step to step.
-
-    step: updates made. tokens: completion tokens trained on so far. baselines: of grades. ahead: the prompts of the
-    steps after `step` that are drawn already, by id; their rollouts are recorded.
-    """
-
-    step: int
-    mix: MixState
-    tokens: int = 0
-    baselines: Baselines = Baselines()
-    ahead: tuple[tuple[str, ...], ...] = ()
+from pipeline.writers import REFERENCE, reference_rollout
 
 
 @dataclass

@@ -39,6 +39,10 @@ class Routes:
         total = sum(shares.values())
         return {teacher: share / total for teacher, share in shares.items()}
 
+    def everyone(self, domain: str) -> tuple[str, ...]:
+        """All that may be asked about a prompt of this domain. Raises TeacherError as `shares`."""
+        return tuple(self.shares(domain))
+
     def main_teacher(self, domain: str) -> str:
         """The teacher with the largest share, the first named of equal ones. Raises TeacherError as `shares`."""
         shares = self.shares(domain)
@@ -57,6 +61,9 @@ class Cascade:
     unsure: tuple[float, float] = (0.25, 0.75)
     disagreement: float | None = None
     checker: bool = True
+
+    def everyone(self, domain: str) -> tuple[str, ...]:
+        return self.order
 
     def main_teacher(self, domain: str) -> str:
         """The dearest: the one that the student is compared with."""

@@ -145,10 +145,11 @@ def measure(
     from pipeline.display import Display
     from pipeline.files import read_lines
     from pipeline.job import Job, build_loop, load_parts, make_accelerator
+    from pipeline.loop import State
     from pipeline.mixing import MixState
     from pipeline.ranks import world_of
     from pipeline.recipe_file import load_recipe
-    from pipeline.trainer import State, advance
+    from pipeline.trainer import advance
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
         path = Path(place) / "recipe.yaml"

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.asking import Asked, Asking, request_of, routes_of, rows_of
+from pipeline.asking import Asked, Asking, request_of, rows_of
 from pipeline.judgments import Baselines, JudgedSettings
 from pipeline.recipe import Objective
 from pipeline.recipe_file import load_recipe
+from pipeline.routing import routes_of
 from pipeline.targets import ANCHOR
 from pipeline.types import Divergence, Prompt, Rollout
 from teachers.exchange import Exchange

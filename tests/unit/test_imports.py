@@ -121,14 +121,14 @@ def teachers_stand_alone(tree: Tree) -> list[str]:
 
 
 def teachers_are_layered(tree: Tree) -> list[str]:
-    """types -> errors -> config -> what kinds share -> each kind -> pool. A kind knows no other kind."""
-    shared, kind, pool = 3, 4, 5
+    """types -> errors -> config -> what kinds share -> each kind -> pool -> exchange. A kind knows no other kind."""
+    shared, kind, pool, exchange = 3, 4, 5, 6
 
     def layer(module: str) -> int:
         name = module.removeprefix("teachers.")
         if name in FOUNDATION:
             return FOUNDATION.index(name)
-        return pool if name == "pool" else kind if module in tree.kinds else shared
+        return {"pool": pool, "exchange": exchange}.get(name, kind if module in tree.kinds else shared)
 
     inside = [i for i in tree.imports if i.importer.startswith("teachers.") and i.imported.startswith("teachers.")]
     return [

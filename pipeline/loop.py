@@ -1,0 +1,80 @@
+"""What a step needs and what it changes: the two values that the loop is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.judgments import Baselines
+from pipeline.mixing import MixState
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from pipeline.asking import Asking
+    from pipeline.averaging import Averages
+    from pipeline.display import Display
+    from pipeline.ranks import World
+    from pipeline.recipe import Data, Training
+    from pipeline.student import Student
+    from pipeline.types import Prompt
+    from pipeline.writers import Writer
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """Everything a step needs that does not change from step to step.
+
+    model: the student as `accelerator` wrapped it; `student` is the same object without the wrapping.
+    write: who writes the completions. averages: the student's moving averages, where a teacher needs one.
+    asking: who scores them, or None for supervised training.
+    staleness: how many steps the student writes ahead of what it trains on. block: how many steps of completions are
+        written together, where they do not depend on the student.
+    reference: the weight of supervised rows on the prompts' references, beside the on-policy ones.
+    token_limit: completion tokens after which training ends, or None.
+    """
+
+    data: Data
+    training: Training
+    seed: int
+    prompts: Mapping[str, Sequence[Prompt]]
+    student: Student
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    world: World
+    write: Writer
+    averages: Averages
+    asking: Asking | None
+    staleness: int
+    block: int
+    average: Any
+    reference: float
+    temperature: float
+    token_limit: int | None
+    stop: tuple[str, ...]
+    folder: Path
+    display: Display
+
+    @cached_property
+    def prompt_of(self) -> dict[str, Prompt]:
+        return {prompt.prompt_id: prompt for prompts in self.prompts.values() for prompt in prompts}
+
+
+@dataclass(frozen=True)
+class State:
+    """What changes from step to step.
+
+    step: updates made. tokens: completion tokens trained on so far. baselines: of grades. ahead: the prompts of the
+    steps after `step` that are drawn already, by id; their rollouts are recorded.
+    """
+
+    step: int
+    mix: MixState
+    tokens: int = 0
+    baselines: Baselines = Baselines()
+    ahead: tuple[tuple[str, ...], ...] = ()

@@ -1,0 +1,39 @@
+"""A recipe's routing, fallbacks and feedback as a plan: who is asked about which prompt. Imports no torch."""
+
+from __future__ import annotations
+
+from pipeline.recipe import AllTeachers, ByDomain, Mixture, RecipeBase
+from pipeline.recipe import Cascade as CascadeRouting
+from teachers.config import RemoteBase, SelfTeacher
+from teachers.plan import Cascade, Plan, Routes
+
+FEEDBACK = "feedback:"
+
+
+def plan_of(recipe: RecipeBase) -> Plan:
+    """The recipe's routing, fallbacks and feedback. `recipe_checks` has made sure that every name exists."""
+    teachers = recipe.teachers.items()
+    fallback = {name: t.fallback for name, t in teachers if isinstance(t, RemoteBase) and t.fallback}
+    needs = {
+        name: t.sees.removeprefix(FEEDBACK)
+        for name, t in teachers
+        if isinstance(t, SelfTeacher) and t.sees.startswith(FEEDBACK)
+    }
+    return Plan(routes_of(recipe), fallback, needs)
+
+
+def routes_of(recipe: RecipeBase) -> Routes | Cascade:
+    """The recipe's routing as shares by domain, or as a cascade."""
+    routing = recipe.routing
+    if isinstance(routing, AllTeachers):
+        return Routes({}, dict.fromkeys(recipe.teachers, 1.0))
+    if isinstance(routing, Mixture):
+        return Routes({}, routing.shares)
+    if isinstance(routing, CascadeRouting):
+        return Cascade(routing.order, routing.unsure, routing.disagreement, routing.checker)
+    assert isinstance(routing, ByDomain)
+    table = {name: {name: 1.0} for name in recipe.teachers}
+    table |= {
+        domain: {share: 1.0} if isinstance(share, str) else dict(share) for domain, share in routing.table.items()
+    }  # fmt: skip
+    return Routes(table, {routing.default: 1.0} if routing.default else {})
