@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Decode = Callable[[Sequence[int]], str]
-Unused = Literal["same", "empty", "stopped", "unfinished", "control_tokens", "garbled", "too_long", "little_kept"]
+# Why a correction becomes no row.
+Unused = Literal[
+    "stopped",  # it goes on after a stop string, where the student could not
+    "empty",
+    "same",  # as the answer
+    "unfinished",  # the student was still thinking, or went on after its answer
+    "garbled",  # the tokenizer does not give it back
+    "control_tokens",  # it has tokens that are no text
+    "little_kept",  # of the student's text
+    "too_long",  # for the context, or for max_new_tokens
+]
 
 
 class Marks(NamedTuple):
@@ -59,20 +69,19 @@ def rewrite_rollout(rollout: Rollout, text: str, writer: str, room: Room) -> Rol
     """The rollout with its answer corrected to `text`: thinking and the tokens before the correction as the student
     wrote them and not trained on, then the new text and the end of the answer, which are.
 
-    White space at the student's beginning is put back where the text has none: it belongs to the format, and models
-    that rewrite drop it. Or why the rewrite is no use: it is the answer again (same) or nothing (empty); it runs past a
-    stop string (stopped); the student was still thinking, or goes on after the answer (unfinished); it has tokens that
-    are no text (control_tokens); the tokenizer does not give it back (garbled); it does not fit the context or
-    max_new_tokens (too_long); it keeps less of the student's text than `least_kept` (little_kept).
+    Or why it is of no use. White space at the student's beginning is put back where the text has none: it belongs to the
+    format, and models that rewrite drop it.
     """
     lm, marks = room.lm, room.marks
     answer = answer_text(rollout, lm, room.stop)
+    stopped = _before_stop(text, room.stop)
+    if stopped is None:
+        return "stopped"
+    text = stopped
     if not text.strip():
         return "empty"
     if text.strip() == answer.strip():
         return "same"
-    if any(stop in text for stop in room.stop):
-        return "stopped"
     parts = _parts(rollout, marks.tags)
     if parts is None:
         return "unfinished"
@@ -93,6 +102,15 @@ def rewrite_rollout(rollout: Rollout, text: str, writer: str, room: Room) -> Rol
     length = len(written.completion_ids)
     fits = length <= room.max_new_tokens and len(rollout.prompt_ids) + length <= lm.context
     return written if fits else "too_long"
+
+
+def _before_stop(text: str, stop: Sequence[str]) -> str | None:
+    """What stands before the first stop string; None where more follows, which the student could never write."""
+    found = [(text.index(string), string) for string in stop if string in text]
+    if not found:
+        return text
+    place, string = min(found)
+    return None if text[place + len(string) :].strip() else text[:place]
 
 
 def _parts(rollout: Rollout, tags: ThinkTags | None) -> tuple[tuple[Segment, ...], tuple[int, ...]] | None:

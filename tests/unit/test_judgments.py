@@ -215,6 +215,14 @@ def test_an_answer_that_only_had_to_end_trains_its_end_alone(lm: CausalLM) -> No
     assert row.trainable == (*(False,) * (len(answer_ids(rollout)) - 2), True)
 
 
+def test_a_stop_string_ends_a_correction_as_it_ends_an_answer(byte_lm: CausalLM) -> None:
+    for rewrite in ("The end\n", "The end###\n ", "The end"):
+        row = corrected(byte_lm, written(byte_lm, "The answer\nand so on"), rewrite, stop=("###", "\n"))
+        assert isinstance(row, Rollout)
+        assert decode(byte_lm, row.completion_ids) == "The end<|end|>"
+    assert corrected(byte_lm, written(byte_lm, "The answer\n"), "The answer\n", stop=("\n",)) == "same"
+
+
 def test_thinking_stays_and_is_not_trained_on(byte_lm: CausalLM) -> None:
     rollout = written(byte_lm, "<think>1 + 1</think>The answer is 3")
     row = corrected(byte_lm, rollout, "The answer is 2")
