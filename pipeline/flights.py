@@ -31,7 +31,10 @@ REST = 30.0  # seconds before a step that too few teachers answered is asked abo
 
 @dataclass(eq=False)
 class Flight:
-    """rollouts: of all processes, in the order of the prompts. mine: this process's. exchange: None if nobody is asked."""
+    """rollouts: of all processes, in the order of the prompts; mine: this process's.
+
+    exchange: None where nobody is asked.
+    """
 
     step: int
     prompts: Sequence[Prompt]
@@ -126,7 +129,8 @@ def settle(loop: Loop, flight: Flight) -> tuple[dict[str, Settled], float]:
     Raises RunError where fewer rows than the quorum were answered and the recipe says to stop.
     """
     exchange, asking = flight.exchange, loop.asking
-    assert exchange is not None and asking is not None
+    assert exchange is not None
+    assert asking is not None
     waited = 0.0
     while True:
         settled = exchange.settle()

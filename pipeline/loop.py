@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,5 +76,5 @@ class State:
     step: int
     mix: MixState
     tokens: int = 0
-    baselines: Baselines = Baselines()
+    baselines: Baselines = field(default_factory=Baselines)
     ahead: tuple[tuple[str, ...], ...] = ()

@@ -94,7 +94,9 @@ class Limits(Section):
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
     timeout: Seconds = Field(60.0, description="of one attempt")
-    deadline: Seconds = Field(300.0, description="of one question, all attempts and waiting included")
+    deadline: Seconds = Field(
+        300.0, description="of one question from its first attempt; and how long a teacher may say nothing at all"
+    )
     retries: int = Field(4, ge=0)
     breaker: Positive = Field(8, description="failures in a row after which an address rests")
     rest: Seconds = Field(20.0, description="of an address that failed too often, before it is tried again")

@@ -143,7 +143,8 @@ def build_pool(
 
     Each base is loaded once; those in `shared`, by `model_key`, are the student's and not loaded at all. All
     tokenizers are compared with the student's before the first weight is read. selves: what teachers of the kind
-    `self` are made of. tools: what remote teachers are built with. courier: makes the one who asks them, where there are any.
+    `self` are made of. tools: what remote teachers are built with. courier: makes the one who asks them, where there
+    are any.
 
     Raises:
         TeacherError: everything that is wrong, one line each.

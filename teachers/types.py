@@ -144,7 +144,7 @@ Signal = FullVocab | TopK | Judgment
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that an answer was charged for."""
+    """Tokens that an answer was charged for. `cached` is a part of `input`, `reasoning` a part of `output`."""
 
     input: int = 0
     cached: int = 0
@@ -187,7 +187,8 @@ class ScoreRequest:
     """A finished completion and all that a teacher may know about it.
 
     completion: the answer as text, without thinking, end tokens and whatever begins with a stop string; for teachers
-    that read text. checked: the score of the prompt's own checker, where a plan wants it. upstream: what teachers that were asked before said, by name.
+        that read text. checked: the score of the prompt's own checker, where a plan wants it.
+    upstream: what teachers that were asked before said, by name.
     """
 
     request_id: str
