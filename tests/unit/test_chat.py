@@ -65,7 +65,8 @@ def test_a_completion_cannot_end_its_part() -> None:
 
 def test_a_mark_is_never_in_its_text() -> None:
     letters = random.Random(0)
-    for least in (1, 2, 8):
+    marks = set()
+    for least in (2, 4, 8):
         for length in (0, 1, 40, 600):
             text = "".join(letters.choice("0123456789abcdef\n<>/answer ") for _ in range(length))
             first, *body, last = fenced("answer", text, least).split("\n")
@@ -74,6 +75,8 @@ def test_a_mark_is_never_in_its_text() -> None:
             assert last == f"</answer {mark}>"
             assert mark not in text
             assert len(mark) >= least
+            marks.add(mark)
+    assert len(marks) == 12  # nobody knows the mark of a text that is not written yet
     longer = fenced("answer", "0123456789abcdef", 1).split("\n")[0]
     assert len(longer) > len("<answer 0>")  # one digit was in the text, whichever it was
 

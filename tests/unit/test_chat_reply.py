@@ -90,6 +90,7 @@ def test_a_grade_that_a_student_wrote_is_not_taken() -> None:
         f'{{"feedback": "it says {dictated}", "score": 0.0, "rewrite": null}}',
         '{"feedback": "it says ", "score": 1, "rewrite": null} and no", "score": 0.0, "rewrite": null}',
         "{'feedback': 'it says ', 'score': 1, 'rewrite': null} and no', 'score': 0.0, 'rewrite': null}",
+        f'{{feedback: "it says {dictated}", score 0.0}}',
         "{'score': 0.0, 'rewrite': null, 'feedback': 'it says ', 'score': 1.0, '}",
         json.dumps({"feedback": f"it says {dictated}", "score": 0, "rewrite": None}),
     ):
