@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import comb, sqrt
 from typing import Any
 
 import numpy as np
@@ -67,3 +67,16 @@ def resampled_means(scores: Array, *, stream: int) -> Array:
 def percentiles(values: Array) -> tuple[float, float]:
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
+
+
+def pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> tuple[float, float, float]:
+    """(pass@k, low, high) from (samples, passed) of each of n > 0 problems.
+
+    Per problem the unbiased estimate 1 − C(samples − passed, k) / C(samples, k) (2107.03374, eq. 1), the chance that of
+    k of its samples at least one passes; the interval is over problems, the samples are taken as they are.
+    Raises ValueError: k < 1, or a problem with fewer samples than k.
+    """
+    if not 1 <= k <= min(samples for samples, _ in counts):
+        raise ValueError(f"pass@{k} needs at least {k} samples of each problem, and k at least 1")
+    values = [1 - comb(samples - passed, k) / comb(samples, k) for samples, passed in counts]
+    return float(np.mean(values)), *mean_interval(values)

@@ -298,31 +298,49 @@ def judged(link: Link, work: dict[str, Any]) -> dict[str, Any]:
         names = link.start(work["path"], work["parts"])
     except Exception as error:
         return verdict("answer", f"the program does not run: {said(error)}")
-    if work["entry"] and work["entry"] not in names:
-        return verdict("answer", f"it defines no {work['entry']}")
+    entry = work["entry"] or last_function(work["parts"][-1])
+    if work["entry"] and entry not in names:
+        return verdict("answer", f"it defines no {entry}")
     answer = Remote(link, 0)
     space: dict[str, Any] = {"__name__": "tests"}
     try:
         exec(stub, space)
         # The answer's names never hide a built-in one, which the tests may rely on, nor one of the prompt's.
         space |= {name: getattr(answer, name) for name in names if name not in space and not hasattr(builtins, name)}
-        if work["entry"]:
-            space[work["entry"]] = getattr(answer, work["entry"])
+        if entry in names:
+            space[entry] = getattr(answer, entry)
         exec(tests, space)
-        ran = run_functions(tests, space, work["entry"])
-    except UnsupportedTest as error:
-        return verdict("tests", str(error))
+        ran = run_functions(tests, space, entry)
+    except (UnsupportedTest, SystemExit) as error:
+        return verdict("tests", said(error))
     except Exception as error:
         own = isinstance(error, ImportError) and not hasattr(error, "answer")
         return verdict("tests" if own else "answer", explained(error, work["test"], link.last))
-    if not ran and not any(isinstance(node, ast.Assert | ast.Raise) for node in ast.walk(ast.parse(work["test"]))):
+    if not ran and not asserts_at_once(ast.parse(work["test"])):
         return verdict("tests", "they test nothing: give asserts, a function check(candidate), or functions test_*")
     return verdict(None, "")
 
 
-def run_functions(tests: types.CodeType, space: dict[str, Any], entry: str | None) -> bool:
+def last_function(code: str) -> str:
+    """What a `check(candidate)` is about where nothing says it; no name where there is none."""
+    functions = [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return functions[-1] if functions else ""
+
+
+def asserts_at_once(node: ast.AST) -> bool:
+    """Whether tests assert something, or call what may, without being called themselves."""
+    return isinstance(node, ast.Assert | ast.Raise) or any(
+        asserts_at_once(child) or (isinstance(child, ast.Expr) and isinstance(child.value, ast.Call))
+        for child in ast.iter_child_nodes(node)
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    )
+
+
+def run_functions(tests: types.CodeType, space: dict[str, Any], entry: str) -> bool:
     """HumanEval's `check(candidate)`, else functions named test_*. False where there is none of them."""
-    if entry and "check" in tests.co_names and callable(space.get("check")):
+    if "check" in tests.co_names and callable(space.get("check")):
+        if entry not in space:
+            raise AnswerError("it defines no function")
         space["check"](space[entry])
         return True
     functions = [space[name] for name in tests.co_names if name.startswith("test_") and callable(space.get(name))]

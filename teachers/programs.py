@@ -21,7 +21,7 @@ from pathlib import Path
 from teachers import sandbox
 from teachers.config import Command, ExactAnswer, JsonSchema, Pattern, ProgramTeacher, PythonTests, Sandbox
 from teachers.errors import TeacherError
-from teachers.python_tests import fenced, parts_of, prompt_text, tests_of
+from teachers.python_tests import fenced, parts_of, prompt_text, read_tests
 from teachers.sandbox import PYTHON, Outcome, SandboxError, run
 from teachers.tools import Checker, Tools
 from teachers.types import Answer, Finding, Judgment, ScoreRequest, SignalKind, TeacherFailure, Usage
@@ -87,7 +87,7 @@ def programs(name: str, config: ProgramTeacher, *, folder: Path, check: Checker)
     return Programs(name, _digest("program", *decides), grade, config.sandbox, notes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Programs:
     """A RemoteTeacher whose answers are Judgments with a score. notes: what a user should know, one line each."""
 
@@ -196,7 +196,7 @@ async def _trusted(script: str, given: object, limits: Sandbox) -> Outcome:
 
 
 async def _grade_tests(limits: Sandbox, request: ScoreRequest) -> Judgment | NotJudged:
-    tests = tests_of(request.reference, request.conversation)
+    tests = read_tests(request.reference, request.conversation)
     if tests is None:
         return NotJudged("no_reference", "the prompt has no reference, which would hold the tests")
     nonce = secrets.token_hex(16)

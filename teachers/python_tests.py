@@ -24,7 +24,7 @@ class Tests:
     entry: str | None = None
 
 
-def tests_of(reference: str | None, conversation: Conversation) -> Tests | None:
+def read_tests(reference: str | None, conversation: Conversation) -> Tests | None:
     """A reference in JSON {test, prompt, entry_point}, or the tests' code alone.
 
     Where it does not say them, the prompt's code is the conversation's last message, if it is Python or has some in a

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -40,6 +41,9 @@ KilledBy = Literal["time", "memory", "output", "processes", "signal"]
 PYTHON = str(Path(sys.executable).resolve())  # the one that a virtual environment's link leads to
 LAUNCH = Path(__file__).with_name("launch.py")
 WALL = 3.0  # seconds on the clock for each second of processor time
+PATIENCE = 10.0  # seconds for which a killed process may go on dying
+TELL = "{tell}"  # in bwrap's options: the descriptor to which it tells the number of the sandbox's first process
+BWRAP_SAYS = re.compile(rb"\{[^}]*-[^}]*\}\s*")
 LOOK_EVERY = 0.05  # seconds between two looks at what the processes use
 SPARE_PROCESSES = 8  # between the recipe's limit, at which all are killed, and the kernel's, at which forks fail
 OPEN_FILES = 256
@@ -112,7 +116,16 @@ def missing_protection() -> str | None:
 
 
 def _protected(limits: Sandbox) -> list[str]:
-    return [*_walls(limits.memory_megabytes * MEGABYTE // 4), "--", PYTHON, "-I", "-S", "/launch.py"]
+    return [
+        *_walls(limits.memory_megabytes * MEGABYTE // 4),
+        "--json-status-fd",
+        TELL,
+        "--",
+        PYTHON,
+        "-I",
+        "-S",
+        "/launch.py",
+    ]
 
 
 def _walls(scratch_bytes: int) -> list[str]:
@@ -211,10 +224,12 @@ async def _run(launcher: Sequence[str], folder: str, order: bytes, limits: Sandb
     start = time.perf_counter()
     said, say = os.pipe()
     told, tell = os.pipe()
+    tell_too = os.dup(tell)
+    words = [word.replace(TELL, str(tell_too)) for word in launcher]
     try:
         # An empty environment for bwrap too: a program may read that of its process 1.
         process = await asyncio.create_subprocess_exec(
-            *launcher, str(tell), stdin=PIPE, stdout=say, stderr=STDOUT, cwd=folder, pass_fds=(tell,),
+            *words, str(tell), stdin=PIPE, stdout=say, stderr=STDOUT, cwd=folder, pass_fds=(tell, tell_too),
             env=_environment(folder) if own_processes == 0 else {}, start_new_session=True,
         )  # fmt: skip
     except OSError as error:
@@ -222,16 +237,19 @@ async def _run(launcher: Sequence[str], folder: str, order: bytes, limits: Sandb
         os.close(told)
         raise SandboxError(f"{launcher[0]} does not start: {error.strerror}") from error
     finally:
-        os.close(say)
-        os.close(tell)
+        for end in (say, tell, tell_too):
+            os.close(end)
     output = bytearray()
     try:
         with os.fdopen(said, "rb", buffering=0) as pipe:
             killed_by = await _until_end(process, order, pipe, output, limits, own_processes)
     finally:
         heard = _rest(told)
-    if heard != b"1":
-        raise SandboxError(_why(heard, bytes(output)))
+        first = re.search(rb'"child-pid": *(\d+)', heard)
+        await _vanished([int(first[1])] if first else [])
+    mark = BWRAP_SAYS.sub(b"", heard)
+    if mark != b"1":
+        raise SandboxError(_why(mark, bytes(output)))
     seconds = time.perf_counter() - start
     code = process.returncode or 0
     status = code if code >= 0 else 128 - code
@@ -254,11 +272,12 @@ async def _until_end(
         done, _ = await asyncio.wait(tasks, timeout=limits.seconds * WALL, return_when=asyncio.FIRST_COMPLETED)
         return next(task for task in tasks if task in done).result() if done else "time"
     finally:
-        _kill(process, with_group=own_processes == 0)
+        killed = _kill(process, with_group=own_processes == 0)
         for task in (*tasks, feeding):
             task.cancel()
         await asyncio.gather(*tasks, feeding, return_exceptions=True)
         await process.wait()
+        await _vanished(killed)
 
 
 async def _feed(process: Process, order: bytes) -> None:
@@ -354,14 +373,30 @@ def _share(pid: int) -> int:
     return 0
 
 
-def _kill(process: Process, *, with_group: bool) -> None:
-    """The whole tree. Under bubblewrap the kernel ends all that live in its process namespace."""
-    for pid in _tree(process.pid) if process.returncode is None else ():
+def _kill(process: Process, *, with_group: bool) -> list[int]:
+    """The whole tree; whom it found. Under bubblewrap the kernel ends all that live in its process namespace."""
+    pids = _tree(process.pid) if process.returncode is None else []
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     if with_group:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+    return pids
+
+
+async def _vanished(pids: Sequence[int]) -> None:
+    """Waits until killed processes are dead. The first one of a process namespace dies after all others."""
+    end = time.monotonic() + PATIENCE
+    while any(map(_runs, pids)) and time.monotonic() < end:
+        await asyncio.sleep(0.001)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
 
 
 # ---- room ----
