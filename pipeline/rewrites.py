@@ -69,8 +69,8 @@ def rewrite_rollout(rollout: Rollout, text: str, writer: str, room: Room) -> Rol
     """The rollout with its answer corrected to `text`: thinking and the tokens before the correction as the student
     wrote them and not trained on, then the new text and the end of the answer, which are.
 
-    Or why it is of no use. White space at the student's beginning is put back where the text has none: it belongs to the
-    format, and models that rewrite drop it.
+    Or why it is of no use. White space that the student began with is put back where the text has none: it belongs to
+    the format, and models that rewrite drop it.
     """
     lm, marks = room.lm, room.marks
     answer = answer_text(rollout, lm, room.stop)

@@ -42,7 +42,7 @@ def learn(student: Student, teacher: Teacher, baseline: str, steps: int = STEPS)
     sampling = SamplingSettings(max_new_tokens=TOKENS, samples_per_prompt=SAMPLES)
     write = student_writer(student.lm, sampling, seed=0)
     prompts = [Prompt(f"p{n}", "source", "a", RawText(f"say {n}: ")) for n in range(PROMPTS)]
-    settings = JudgedSettings(recipe.Grades(baseline=baseline), recipe.Rewrites(), TOKENS + 1)  # type: ignore[arg-type]
+    settings = JudgedSettings(recipe.Grades(baseline=baseline), recipe.Rewrites(), TOKENS + 2)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     baselines, lines = Baselines(), []
     for step in range(steps):
