@@ -27,11 +27,8 @@ def _text_or(other: str) -> Discriminator:
 
 
 # A recipe is read strictly, and behind a validator of ours a list is no longer JSON's, which may become a tuple.
-TextList = Annotated[
-    tuple[str, ...],
-    Field(min_length=1),
-    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
-]
+AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+TextList = Annotated[tuple[str, ...], Field(min_length=1), AsTuple]
 TextOrList = Annotated[Annotated[str, Tag("text")] | Annotated[TextList, Tag("list")], _text_or("list")]
 
 
@@ -188,7 +185,9 @@ class Cascade(Section):
 
     kind: Literal["cascade"]
     order: TextList = Field(description="teachers, the cheapest first")
-    unsure: tuple[Fraction, Fraction] = Field((0.25, 0.75), description="scores between these are unsure")
+    unsure: Annotated[tuple[Fraction, Fraction], AsTuple] = Field(
+        (0.25, 0.75), description="scores between these are unsure", examples=["[0.25, 0.75]"]
+    )
     disagreement: float | None = Field(
         None,
         gt=0,

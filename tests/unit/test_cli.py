@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app, machine_problem, set_environment
 from pipeline.errors import DataError, RecipeError
+from pipeline.recipe import Privacy
 from teachers.errors import TeacherError
 
 ROOT = Path(__file__).parents[2]
@@ -184,7 +185,8 @@ def test_what_the_machine_can_cause_ends_in_one_line(
     work: dict[str, Any], error: BaseException, status: int, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work["error"] = error
-    monkeypatch.setattr("pipeline.cli._load", lambda *_, **__: None)
+    loaded = SimpleNamespace(recipe=SimpleNamespace(privacy=Privacy()))
+    monkeypatch.setattr("pipeline.cli._load", lambda *_, **__: loaded)
     result = invoke("run", "r.yaml", "compare=[a b]")
     assert result.exit_code == status
     assert len(result.stderr.splitlines()) == 1
