@@ -18,13 +18,13 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 
-from teachers import sandbox
 from teachers.config import Command, ExactAnswer, JsonSchema, Pattern, ProgramTeacher, PythonTests, Sandbox
 from teachers.errors import TeacherError
 from teachers.python_tests import fenced, parts_of, prompt_text, read_tests
-from teachers.sandbox import PYTHON, Outcome, SandboxError, run
+from teachers.sandbox import WALL, Outcome, SandboxError, run
 from teachers.tools import Checker, Tools
 from teachers.types import Answer, Finding, Judgment, ScoreRequest, SignalKind, TeacherFailure, Usage
+from teachers.walls import PYTHON, missing_protection
 
 Grade = Callable[[ScoreRequest], Awaitable["Judgment | NotJudged"]]
 
@@ -60,7 +60,7 @@ def programs(name: str, config: ProgramTeacher, *, folder: Path, check: Checker)
     notes: tuple[str, ...] = ()
     if isinstance(chosen, PythonTests | Command):
         notes = _protection(at, config.sandbox)
-        longest = config.sandbox.seconds * sandbox.WALL
+        longest = config.sandbox.seconds * WALL
         if config.limits.timeout < longest:
             raise TeacherError(
                 f"{at}: a program may take {longest:g} s on the clock and limits.timeout is "
@@ -125,7 +125,7 @@ class Programs:
                 outcome = await run([PYTHON, "-I", "-S", "-c", "print(6 * 7)"], {}, self.sandbox)
         except (SandboxError, TimeoutError) as error:
             return (Finding("sandbox", False, str(error) or "a program did not start in time"),)
-        missing = sandbox.missing_protection()
+        missing = missing_protection()
         said = "bubblewrap: no network, a scratch folder" if missing is None else f"unprotected: {missing}"
         works = outcome.status == 0 and outcome.output == b"42\n"
         return (
@@ -234,7 +234,7 @@ async def _grade_command(
 
 
 def _protection(at: str, limits: Sandbox) -> tuple[str, ...]:
-    missing = sandbox.missing_protection()
+    missing = missing_protection()
     if missing is None:
         return ()
     if limits.required:

@@ -20,34 +20,28 @@ import re
 import secrets
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from typing import IO, Literal
 from weakref import WeakKeyDictionary
 
 from teachers.config import Sandbox
+from teachers.walls import INSIDE, LAUNCH, PYTHON, TELL, bwrap, environment, is_root, missing_protection
 
 KilledBy = Literal["time", "memory", "output", "processes", "signal"]
 
-PYTHON = str(Path(sys.executable).resolve())  # the one that a virtual environment's link leads to
-LAUNCH = Path(__file__).with_name("launch.py")
 WALL = 3.0  # seconds on the clock for each second of processor time
 PATIENCE = 10.0  # seconds for which a killed process may go on dying
-TELL = "{tell}"  # in bwrap's options: the descriptor to which it tells the number of the sandbox's first process
-BWRAP_SAYS = re.compile(rb"\{[^}]*-[^}]*\}\s*")
+BWRAP_SAYS = re.compile(rb"\{[^}]*-[^}]*\}\s*")  # among what the launcher tells
 LOOK_EVERY = 0.05  # seconds between two looks at what the processes use
 SPARE_PROCESSES = 8  # between the recipe's limit, at which all are killed, and the kernel's, at which forks fail
 OPEN_FILES = 256
-NOBODY = 65534
 UIDS = range(1_000_000_000, 2_000_000_000)  # nobody's: one drawn for each run where root starts it
 MEGABYTE = 1 << 20
 
@@ -89,110 +83,10 @@ async def run(
     order = _order(command, files, limits, input, protected=missing is None)
     async with _turns():
         if missing is None:
-            return await _run(_protected(limits), "/", order, limits, own_processes=2)
+            launcher = [*bwrap(limits.memory_megabytes * MEGABYTE // 4), PYTHON, "-I", "-S", INSIDE]
+            return await _run(launcher, "/", order, limits, own_processes=2)
         with _scratch(room) as folder:
             return await _run([PYTHON, "-I", "-S", str(LAUNCH)], folder, order, limits, own_processes=0)
-
-
-# ---- bubblewrap ----
-
-
-@lru_cache(maxsize=1)
-def missing_protection() -> str | None:
-    """None where bubblewrap works; else why not, in one line. Found out once, by starting it."""
-    if shutil.which("bwrap") is None:
-        return "bubblewrap is not installed (apt-get install bubblewrap)"
-    try:
-        tried = subprocess.run(
-            [*_walls(MEGABYTE), "--", PYTHON, "-I", "-S", "-c", ""],
-            env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return "bubblewrap did not start within 30 seconds"
-    if tried.returncode == 0:
-        return None
-    said = " ".join(tried.stderr.split()) or f"exit status {tried.returncode}"
-    return f"bubblewrap does not work here ({said}): user namespaces may be switched off"
-
-
-def _protected(limits: Sandbox) -> list[str]:
-    return [
-        *_walls(limits.memory_megabytes * MEGABYTE // 4),
-        "--json-status-fd",
-        TELL,
-        "--",
-        PYTHON,
-        "-I",
-        "-S",
-        "/launch.py",
-    ]
-
-
-def _walls(scratch_bytes: int) -> list[str]:
-    """bwrap and its options. What is mounted later hides what was mounted before."""
-    words = [str(shutil.which("bwrap"))]
-    words += ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-    words += ["--hostname", "sandbox", "--die-with-parent", "--new-session"]
-    words += _rights()
-    size = str(scratch_bytes)
-    words += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
-    words += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp", "--perms", "0777", "--dir", "/tmp/scratch"]
-    words += [*_system(), "--ro-bind", str(LAUNCH), "/launch.py"]
-    words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp/scratch", "--clearenv"]
-    return words + [word for name, value in _environment("/tmp/scratch").items() for word in ("--setenv", name, value)]
-
-
-def _rights() -> list[str]:
-    """A user namespace; but none for root.
-
-    The kernel does not hold root to a number of processes, nor whoever is root outside a user namespace. So for root
-    `launch.py` becomes another user instead, and needs the right to do so until then.
-    """
-    if _is_root():
-        return ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    words = ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
-    return [*words, "--disable-userns"] if "--disable-userns" in _help() else words
-
-
-def _is_root() -> bool:
-    """Root of the machine; root of a container with users of its own is nobody special."""
-    return os.getuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]
-
-
-@lru_cache(maxsize=1)
-def _help() -> str:
-    return subprocess.run([str(shutil.which("bwrap")), "--help"], env={}, capture_output=True, text=True).stdout
-
-
-def _system() -> list[str]:
-    """Read-only: /usr, what leads into it, the loader's cache, this environment's Python; nothing else of a home."""
-    words = ["--ro-bind", "/usr", "/usr"]
-    for path in map(Path, ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")):
-        if path.is_symlink():
-            words += ["--symlink", os.readlink(path), str(path)]
-        elif path.is_dir():
-            words += ["--ro-bind", str(path), str(path)]
-    parts = [Path("/etc/ld.so.cache"), Path("/etc/alternatives")]
-    parts += [prefix / name for prefix in _prefixes() for name in ("bin", "lib", "pyvenv.cfg")]
-    for path in filter(Path.exists, parts):
-        for folder in reversed(path.parents[:-1]):  # which would be closed to others where a home is
-            words += ["--perms", "0755", "--dir", str(folder)]
-        words += ["--ro-bind", str(path), str(path)]
-    return words
-
-
-def _prefixes() -> list[Path]:
-    """Where Python is installed, and the virtual environment over it, if not below /usr."""
-    places = dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), Path(PYTHON).parents[1]])
-    return [place for place in places if not place.is_relative_to("/usr")]
-
-
-def _environment(home: str) -> dict[str, str]:
-    """All that a program sees of an environment. Threads that nobody can use are not started: they count."""
-    places = [*(str(prefix / "bin") for prefix in _prefixes()), "/usr/local/bin", "/usr/bin", "/bin"]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    fixed = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "2"}
-    return {"PATH": ":".join(places), "HOME": home, "TMPDIR": home, **threads, **fixed}
 
 
 # ---- one run ----
@@ -214,7 +108,7 @@ def _order(
         "files": [[name, len(content)] for name, content in files.items()],
         "input": len(input),
         "limits": kernel,
-        "uid": UIDS.start + secrets.randbelow(len(UIDS)) if protected and _is_root() else None,
+        "uid": UIDS.start + secrets.randbelow(len(UIDS)) if protected and is_root() else None,
     }
     return b"".join([json.dumps(head).encode(), b"\n", *files.values(), input])
 
@@ -230,7 +124,7 @@ async def _run(launcher: Sequence[str], folder: str, order: bytes, limits: Sandb
         # An empty environment for bwrap too: a program may read that of its process 1.
         process = await asyncio.create_subprocess_exec(
             *words, str(tell), stdin=PIPE, stdout=say, stderr=STDOUT, cwd=folder, pass_fds=(tell, tell_too),
-            env=_environment(folder) if own_processes == 0 else {}, start_new_session=True,
+            env=environment(folder) if own_processes == 0 else {}, start_new_session=True,
         )  # fmt: skip
     except OSError as error:
         os.close(said)

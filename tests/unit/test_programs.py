@@ -17,7 +17,6 @@ from teachers.config import ProgramTeacher
 from teachers.errors import TeacherError
 from teachers.programs import Programs, programs
 from teachers.python_tests import fenced, parts_of, read_tests
-from teachers.sandbox import missing_protection
 from teachers.types import (
     Answer,
     Chat,
@@ -31,6 +30,7 @@ from teachers.types import (
     TeacherFailure,
     Usage,
 )
+from teachers.walls import missing_protection
 
 walled = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 

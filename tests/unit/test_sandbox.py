@@ -20,7 +20,8 @@ import pytest
 
 from teachers import sandbox
 from teachers.config import Sandbox
-from teachers.sandbox import PYTHON, Outcome, SandboxError, missing_protection, run
+from teachers.sandbox import Outcome, SandboxError, run
+from teachers.walls import PYTHON, missing_protection
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Sandbox(seconds=5, memory_megabytes=256, processes=8, output_kilobytes=16)
