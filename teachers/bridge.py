@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from teachers.alignment import PROBES, rendered_answer
+from teachers.alignment import PROBES, answer_end, rendered_answer
 from teachers.errors import TeacherError
 from teachers.scoring import Ends
 from teachers.spans import Integers, Pieces, encode, match, pieces
@@ -25,6 +25,8 @@ from teachers.types import Chat, ScoreRequest, Segment, TeacherFailure, TopK
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+    from teachers.causal_lm import CausalLM
 
 _NONE = np.zeros(0, np.int64)
 
@@ -123,6 +125,19 @@ def build_bridge(
             f"align.least_coverage is {least_coverage:.0%}; lower it, or use a teacher with a closer tokenizer"
         )
     return bridge
+
+
+def bridge_models(student: CausalLM, teacher: CausalLM, least_coverage: float) -> Bridge:
+    """The same for models, which know what ends their answers. Raises TeacherError as `build_bridge`."""
+    ends = Ends(answer_end(student), answer_end(teacher))
+    return build_bridge(
+        student.tokenizer,
+        teacher.tokenizer,
+        ends,
+        name=teacher.name,
+        least_coverage=least_coverage,
+        vocab_size=student.vocab_size,
+    )
 
 
 def _side(tokenizer: PreTrainedTokenizerBase, end: int, name: str) -> Side:

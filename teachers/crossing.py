@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from teachers.alignment import answer_end
-from teachers.bridge import Bridge, Crossed, build_bridge, cross, restricted, to_student
+from teachers.bridge import Bridge, Crossed, bridge_models, cross, restricted, to_student
 from teachers.caching import eval_mode
 from teachers.causal_lm import CausalLM, last_hidden, model_key, render
 from teachers.heads import find_head
-from teachers.models import where
-from teachers.scoring import Ends, Row, Running, predicting_states, scored_tokens
+from teachers.scoring import Row, Running, predicting_states, scored_tokens
 from teachers.switching import adapters_disabled, is_adapted
 from teachers.types import Answer, Head, HeadWeights, ScoreRequest, SignalKind, TeacherFailure, TopK, Usage
 
@@ -62,11 +60,6 @@ class CrossingTeacher:
     running: Running = nullcontext
     coverage: Coverage = field(default_factory=Coverage)
     signals: frozenset[SignalKind] = frozenset({SignalKind.TOP_K})
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user may want to know, one line each."""
-        return (f"{where(self.name)}: {self.bridge.note}",)
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[str, Answer | TeacherFailure]]:
         """One answer per request: TopK with (N, top_k) entries on the CPU, or a TeacherFailure.
@@ -169,19 +162,11 @@ def build(name: str, config: TransformersTeacher, models: Models, temperature: f
     running: Running = partial(adapters_disabled, lm.model) if is_adapted(lm.model) else nullcontext
     with running():
         head = find_head(lm.model, lm.vocab_size, key=" ".join(filter(None, key)))
-    bridge = build_bridge(
-        models.student.tokenizer,
-        lm.tokenizer,
-        Ends(answer_end(models.student), answer_end(lm)),
-        name=name,
-        least_coverage=config.align.least_coverage,
-        vocab_size=models.student.vocab_size,
-    )
     return CrossingTeacher(
         name=name,
         lm=lm,
         head=head,
-        bridge=bridge,
+        bridge=bridge_models(models.student, lm, config.align.least_coverage),
         top_k=config.align.top_k,
         spans=config.spans,
         system=config.system,
