@@ -204,6 +204,10 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 # ---- one attempt ----
 
 
+def _refused(url: str | httpx2.URL) -> PrivateRefusedError:
+    return PrivateRefusedError(f"a private prompt may not go to {place(url)}; add it to privacy.allowed if it may")
+
+
 class _Guarded(httpx2.AsyncBaseTransport):
     """Looks at the address of each single request, the last moment before it leaves."""
 
@@ -212,9 +216,7 @@ class _Guarded(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if not self._guard.may_receive_private(str(request.url)):
-            raise PrivateRefusedError(
-                f"a private prompt may not go to {place(request.url)}; add it to privacy.allowed if it may"
-            )
+            raise _refused(request.url)
         return await self._inner.handle_async_request(request)
 
     async def aclose(self) -> None:
@@ -259,7 +261,7 @@ class Client:
     """
 
     def __init__(self, name: str, guard: Guard, key: str | None = None) -> None:
-        self._name = name
+        self._name, self._guard = name, guard
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self.secrets = (key,) if key else ()
         self._open = guarded_http_client(guard, private=False)
@@ -276,6 +278,12 @@ class Client:
     async def get(self, url: str, *, deadline: float) -> Reply | TeacherFailure:
         """One GET, which says nothing about any prompt."""
         return await self._send(self._open, self._open.build_request("GET", url, headers=self._headers), deadline)
+
+    def refusal(self, url: str, *, private: bool) -> TeacherFailure | None:
+        """Why something private may not go to this URL: known before anything is asked there."""
+        if private and not self._guard.may_receive_private(url):
+            return failure_of(self._name, _refused(url))
+        return None
 
     async def aclose(self) -> None:
         await self._open.aclose()

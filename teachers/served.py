@@ -70,6 +70,8 @@ class ScoringServer:
             return Answer(top_k(Rows([0.0] * count, [()] * count), question, wanted, self._asker.vocab_size))
 
         async def attempt(url: str) -> Answer | TeacherFailure:
+            if refused := self._asker.client.refusal(url, private=request.private):
+                return refused
             server = await self._server(url, deadline)
             if isinstance(server, TeacherFailure):
                 return server

@@ -79,6 +79,8 @@ async def _score(
 # ---- one finding each ----
 
 
+_NO_ANSWER = ("unavailable", "timeout", "broken", "rate_limited", "not_json")
+_NO_ENTRY = ("unauthorised", "untrusted", "redirected", "out_of_credit")
 _ALLOWED = re.compile(r"(?i)(?:max(?:imum)? allowed|at most|less than or equal to|up to)\D{0,12}(\d+)")
 
 
@@ -86,11 +88,10 @@ def _failed(asker: Asker, failure: TeacherFailure) -> Finding:
     if failure.reason == "rejected" and "logprobs" in failure.detail:
         allowed = _ALLOWED.search(failure.detail)
         instead = f"set top_k to {allowed[1]}" if allowed else "set a smaller top_k"
-        advice = f"start vLLM with --max-logprobs {asker.k}, or {instead}"
+        advice = f"start the server with --max-logprobs {asker.k} (vLLM's flag), or {instead}"
         return Finding("top_k", False, f"top_k: {asker.k} is more than the server allows: {failure.detail}; {advice}")
     what = {"uniform": "uniform", "not_found": "model", "missing_top_k": "top_k", "too_long": "context"}
-    down = ("unavailable", "timeout", "broken", "unauthorised", "private", "redirected", "not_json", "untrusted")
-    named = "reachable" if failure.reason in down else what.get(failure.reason, "logprobs")
+    named = "reachable" if failure.reason in _NO_ANSWER + _NO_ENTRY else what.get(failure.reason, "logprobs")
     return Finding(named, False, f"{failure.reason}: {failure.detail}")
 
 

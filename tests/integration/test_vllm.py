@@ -168,7 +168,7 @@ def test_a_good_server_has_no_bad_findings(served: Served) -> None:
 def test_what_is_wrong_is_found(served: Served) -> None:
     (top_k,) = [finding for finding in examined(teacher(served, top_k=25)) if finding.good is False]
     assert top_k.what == "top_k"
-    assert "--max-logprobs 25, or set top_k to 20" in top_k.text
+    assert "--max-logprobs 25 (vLLM's flag), or set top_k to 20" in top_k.text
     (model, *_) = [finding for finding in examined(teacher(served, model="huge")) if finding.good is False]
     assert model.what == "model"
     assert "there is tiny" in model.text
