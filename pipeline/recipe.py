@@ -207,20 +207,28 @@ Routing = Annotated[ByDomain | Mixture | AllTeachers | Cascade, Field(discrimina
 # ---- the loss ----
 
 
-class ReverseKL(Section):
+class DenseDivergence(Section):
+    """Over the whole vocabulary."""
+
+    clip: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="nats; a position whose value is above it pulls no more (OPSD)"
+    )
+
+
+class ReverseKL(DenseDivergence):
     kind: Literal["reverse_kl"] = "reverse_kl"
 
 
-class ForwardKL(Section):
+class ForwardKL(DenseDivergence):
     kind: Literal["forward_kl"]
 
 
-class JSD(Section):
+class JSD(DenseDivergence):
     kind: Literal["jsd"]
     beta: float = Field(0.5, gt=0, lt=1, description="0 and 1 are identically zero: say reverse_kl or forward_kl")
 
 
-class SkewKL(Section):
+class SkewKL(DenseDivergence):
     kind: Literal["skew_kl", "skew_reverse_kl"]
     alpha: float = Field(0.1, gt=0, lt=1)
 

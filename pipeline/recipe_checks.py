@@ -15,6 +15,7 @@ from pipeline.yaml_lines import Key
 Finding = tuple[Key, str]
 
 _PREPARED = "prepared:"
+_GRADERS = ("chat", "program", "plugin")
 
 
 def prepared_name(model: str) -> str | None:
@@ -28,7 +29,7 @@ def disagreements(data: Mapping[str, Any], prepared: Collection[str] = ()) -> li
     prepared: names of results that an enclosing recipe has prepared before this one.
     """
     known = [*section_of(data, "prepare"), *prepared]
-    checks = (_tasks, _teacher_names, _pool, _domains, _writers, _choices)
+    checks = (_tasks, _teacher_names, _pool, _domains, _writers, _alone, _choices)
     return [*_prepared(data, known), *(finding for check in checks for finding in check(data))]
 
 
@@ -146,7 +147,7 @@ def _pool(data: Mapping[str, Any]) -> Iterator[Finding]:
         if isinstance(sees, str) and sees.startswith("feedback:"):
             other = sees.removeprefix("feedback:")
             kind = section_of(pool.get(other)).get("kind")
-            if kind not in ("chat", "program", "plugin"):
+            if kind not in _GRADERS:
                 text = f"there is no teacher {other!r} that gives feedback; name one of kind chat, program or plugin"
                 yield ("teachers", name, "sees"), text
         tune = section_of(data, "student").get("tune", "full")
@@ -213,6 +214,20 @@ def _choices(data: Mapping[str, Any]) -> Iterator[Finding]:
                 yield ("rollout", key), text
 
 
+def _alone(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """Grades that are compared within a prompt need a second sample of it."""
+    grades = section_of(data, "objective", "grades")
+    graded = any(section_of(t).get("kind") in _GRADERS for t in section_of(data, "teachers").values())
+    if not graded or grades.get("weight", 1) == 0 or grades.get("baseline", "group") != "group":
+        return
+    if section_of(data, "rollout").get("samples_per_prompt", 1) == 1:
+        text = (
+            "grades are compared with those of the prompt's other samples, and there are none; write 4, or "
+            "objective.grades: {baseline: running}, or weight: 0 to use rewrites and feedback alone"
+        )
+        yield ("rollout", "samples_per_prompt"), text
+
+
 def _uses_ratios(data: Mapping[str, Any]) -> str | None:
     """What needs the probability that a token was sampled with: policy_gradient, a grade, or nothing."""
     objective = section_of(data, "objective")
@@ -222,5 +237,5 @@ def _uses_ratios(data: Mapping[str, Any]) -> str | None:
     teachers = [section_of(teacher) for teacher in section_of(data, "teachers").values()]
     if any(teacher.get("kind") == "served" and teacher.get("top_k") == 0 for teacher in teachers):
         return "a served teacher with top_k: 0"
-    graded = any(teacher.get("kind") in ("chat", "program", "plugin") for teacher in teachers)
+    graded = any(teacher.get("kind") in _GRADERS for teacher in teachers)
     return "a grade" if graded and section_of(objective, "grades").get("weight", 1) != 0 else None

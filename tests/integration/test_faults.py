@@ -20,6 +20,7 @@ from tests.mixed import mixed_settings, scored_model
 from tests.models import save_tiny
 from tests.runs import changed, run_here, write_recipe
 from tests.servers.chat_server import ChatServer, Plan
+from tests.servers.faults import Fault
 from tests.servers.scorer import scorer_of
 
 QUICK = {"timeout": 1, "deadline": 20, "retries": 8, "rest": 0.05}
@@ -31,7 +32,7 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def test_ten_teachers_of_which_three_calls_in_ten_go_wrong(tmp_path: Path) -> None:
-    plan = Plan(rate=0.3, seed=5)
+    plan = Plan(rate=0.3, seed=5, faults=tuple(Fault))
     scorer = scorer_of(scored_model(tmp_path))
     with ChatServer(plan=plan) as chat, ChatServer(plan=plan, scorer=scorer) as served:
         settings = mixed_settings(tmp_path, chat.url, served.url, served.manners.model)
@@ -45,7 +46,9 @@ def test_ten_teachers_of_which_three_calls_in_ten_go_wrong(tmp_path: Path) -> No
             "writer": {**pool["critic"], "gives": ["rewrite"]},
         }
         assert len(pool) == 10
-        path = write_recipe(tmp_path / "recipe.yaml", changed(settings, {"training.prompts_per_step": 6}))
+        path = write_recipe(
+            tmp_path / "recipe.yaml", changed(settings, {"training.prompts_per_step": 6, "pool.model_change": "go_on"})
+        )
         folder = run_here(path)
         assert sum(server.faults.total() for server in (chat, served)) > 0.2 * len(chat.requests + served.requests)
     metrics, provenance = lines(folder, "metrics.jsonl"), lines(folder, "provenance.jsonl")
@@ -53,11 +56,17 @@ def test_ten_teachers_of_which_three_calls_in_ten_go_wrong(tmp_path: Path) -> No
     for line, given in zip(metrics, provenance, strict=True):
         rows = given["samples"]
         assert len(rows) == line["rows"] == 12
-        failed = Counter((name, entry["failed"]) for row in rows for name, entry in row["teachers"].items() if "failed" in entry)
+        failed = Counter(
+            (name, entry["failed"]) for row in rows for name, entry in row["teachers"].items() if "failed" in entry
+        )
         assert failed == Counter({(name, why): n for name, whys in line["failures"].items() for why, n in whys.items()})
         for row in rows:
             assert set(pool) <= set(row["teachers"])  # everybody was asked, and said something or is counted
             assert sum(entry.get("share", 0.0) for entry in row["teachers"].values()) == pytest.approx(1.0)
+
+
+def questions(*servers: ChatServer) -> int:
+    return sum(request.path.endswith("completions") for server in servers for request in server.requests)
 
 
 def attempts(folder: Path) -> Counter[str]:
@@ -92,7 +101,7 @@ def test_fifty_kills_ask_nothing_twice_and_change_no_bit(tmp_path: Path) -> None
         folder = run_here(path, resume=True)
         doubtful = attempts(folder)["doubtful"]
         twice = sum(times - 1 for server in (chat, served) for times in server.answered.values())
-        asked_before = len(chat.requests) + len(served.requests)
+        asked = questions(chat, served)
         assert kills == KILLS
         assert twice <= doubtful  # only what nobody knows the fate of was asked again, and it stays charged
         whole = write_recipe(
@@ -101,6 +110,8 @@ def test_fifty_kills_ask_nothing_twice_and_change_no_bit(tmp_path: Path) -> None
         )
         replayed = run_here(whole)
         posts = [r for server in (chat, served) for r in server.requests[:] if r.path.endswith("completions")]
-        assert len(chat.requests) + len(served.requests) - asked_before <= len(chat.requests) + len(served.requests) - len(posts)
+        assert len(chat.requests) + len(served.requests) - asked_before <= len(chat.requests) + len(
+            served.requests
+        ) - len(posts)
     for name in ("metrics.jsonl", "samples.jsonl", "provenance.jsonl", "model/model.safetensors"):
         assert (replayed / name).read_bytes() == (folder / name).read_bytes(), name

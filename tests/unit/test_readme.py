@@ -84,7 +84,7 @@ def test_a_command_parses_and_its_recipe_takes_the_overrides(call: str) -> None:
 
 
 def test_commands_are_found_and_wrong_ones_refused() -> None:
-    assert {call.split()[1] for call in commands()} == {"run", "check", "recipes"}
+    assert {call.split()[1] for call in commands()} == {"run", "check", "recipes", "journal"}
     assert any("threads=1" in call for call in commands())  # the one behind torchrun
     with pytest.raises(Exception, match="No such option"):
         parsed("tutelage run recipes/quickstart.yaml --resumee")
