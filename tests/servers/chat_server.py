@@ -38,7 +38,7 @@ class Manners:
 
     formats: what an answer can be held to. limit: the field for the most tokens of an answer; the other is refused.
     temperatures: those it takes, None: any. thinks: reasoning beside the answer. key: what has to be sent as the
-    bearer's, None: anything.
+    bearer's, None: anything. partial: whether an answer with a right beginning scores more than 0.
     """
 
     model: str = "grader"
@@ -49,6 +49,7 @@ class Manners:
     thinks: bool = False
     retry_after: float = 0.05
     slow_seconds: float = 0.2
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class ChatServer:
         texts = {turn["role"]: text_of(turn["content"]) for turn in said["messages"]}
         system, material = texts.get("system", ""), texts.get("user", "")
         schema = wanted["json_schema"]["schema"] if wanted["type"] == "json_schema" else None
-        reply = reply_to(system, material, schema and schema["required"])
+        reply = reply_to(system, material, schema and schema["required"], partial=self.manners.partial)
         message = {"role": "assistant", "content": in_prose(reply) if wanted["type"] == "text" else reply}
         thinking = 'It may be {"score": 0.5, "feedback": "a draft", "rewrite": null}.' if self.manners.thinks else ""
         message |= {"reasoning_content": thinking} if thinking else {}
@@ -333,6 +334,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="grader")
     parser.add_argument("--scorer", help="the folder of a model that scores texts as vLLM does")
+    parser.add_argument("--partial", action="store_true", help="credit for a right beginning")
     parser.add_argument("--formats", nargs="*", default=list(Manners().formats))
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     scorer = None
@@ -340,7 +342,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         from tests.servers.scorer import scorer_of
 
         scorer = scorer_of(chosen.scorer)
-    manners = Manners(model=chosen.model, formats=tuple(chosen.formats))
+    manners = Manners(model=chosen.model, formats=tuple(chosen.formats), partial=chosen.partial)
     plan = Plan(chosen.faults, chosen.seed, tuple(chosen.only))
     with ChatServer(manners, plan=plan, scorer=scorer, port=chosen.port) as server:
         print(server.url, flush=True)

@@ -15,8 +15,9 @@ def parts_of(material: str) -> dict[str, str]:
     return {match[1]: match[3] for match in _PART.finditer(material)}
 
 
-def reply_to(system: str, material: str, keys: Collection[str] | None) -> str:
+def reply_to(system: str, material: str, keys: Collection[str] | None, *, partial: bool = False) -> str:
     """The reply to a question, as JSON. keys: what the schema wants; None: what the instructions name.
+    partial: as for `judged`.
 
     What is no question about an answer gets its own first line back.
     """
@@ -24,12 +25,15 @@ def reply_to(system: str, material: str, keys: Collection[str] | None) -> str:
     if "answer" not in parts:
         return f"You said: {material.strip().splitlines()[0] if material.strip() else 'nothing'}"
     wanted = keys if keys is not None else [key for key in _KEYS if f'"{key}":' in system]
-    said = dict(zip(_KEYS, judged(parts["answer"], parts.get("reference")), strict=True))
+    said = dict(zip(_KEYS, judged(parts["answer"], parts.get("reference"), partial=partial), strict=True))
     return json.dumps({key: said[key] for key in _KEYS if key in wanted}, ensure_ascii=False)
 
 
-def judged(answer: str, reference: str | None) -> tuple[str, float, str | None]:
-    """(feedback, score, rewrite). Without a reference nothing is known but whether there is an answer at all."""
+def judged(answer: str, reference: str | None, *, partial: bool = False) -> tuple[str, float, str | None]:
+    """(feedback, score, rewrite). Without a reference nothing is known but whether there is an answer at all.
+
+    partial: an answer of one line that begins right scores as much as it has right before its first mistake, not 0.
+    """
     said = answer.strip()
     if reference is None:
         return ("There is nothing to compare it with.", 0.5, None) if said else ("It is empty.", 0.0, None)
@@ -41,7 +45,8 @@ def judged(answer: str, reference: str | None) -> tuple[str, float, str | None]:
         right = last.strip() == wanted
         return ("Right.", 1.0, None) if right else (f"It ends with {last!r}.", 0.0, "\n".join([*before, wanted]))
     kept = next((i for i, (a, b) in enumerate(zip(said, wanted, strict=False)) if a != b), min(len(said), len(wanted)))
-    return f"Right for {kept} characters; then {wanted[kept:]!r} should follow.", 0.0, wanted
+    score = kept / max(len(said), len(wanted)) if partial else 0.0
+    return f"Right for {kept} characters; then {wanted[kept:]!r} should follow.", score, wanted
 
 
 def in_prose(reply: str) -> str:
