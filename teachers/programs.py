@@ -18,18 +18,17 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 
-from teachers.config import Command, ExactAnswer, JsonSchema, Pattern, ProgramTeacher, PythonTests, Sandbox
+from teachers.config import Check, Command, ExactAnswer, JsonSchema, Pattern, ProgramTeacher, PythonTests, Sandbox
 from teachers.errors import TeacherError
 from teachers.python_tests import fenced, parts_of, prompt_text, read_tests
 from teachers.sandbox import WALL, Outcome, SandboxError, run
 from teachers.tools import Checker, Tools
 from teachers.types import Answer, Finding, Judgment, ScoreRequest, SignalKind, TeacherFailure, Usage
-from teachers.walls import PYTHON, missing_protection
+from teachers.walls import PACKAGES, PYTHON, missing_protection
 
 Grade = Callable[[ScoreRequest], Awaitable["Judgment | NotJudged"]]
 
 JUDGE = Path(__file__).with_name("judge.py")
-PACKAGES = [place for place in sys.path if Path(place).name in ("site-packages", "dist-packages")]
 PROSE = ("", ".txt", ".md")  # names of answers that are no programs
 MOST_FILES_BYTES = 64 << 20
 MOST_WORDS = 300  # characters of feedback
@@ -56,35 +55,46 @@ def programs(name: str, config: ProgramTeacher, *, folder: Path, check: Checker)
     little time for one attempt.
     """
     at = f"teachers.{name}"
-    chosen = config.check
-    notes: tuple[str, ...] = ()
-    if isinstance(chosen, PythonTests | Command):
-        notes = _protection(at, config.sandbox)
-        longest = config.sandbox.seconds * WALL
-        if config.limits.timeout < longest:
-            raise TeacherError(
-                f"{at}: a program may take {longest:g} s on the clock and limits.timeout is "
-                f"{config.limits.timeout:g} s: raise it or lower sandbox.seconds"
-            )
-    limits, decides = config.sandbox, [config.check.model_dump_json(), config.sandbox.model_dump_json()]
-    grade: Grade
+    limits, notes = _limits_of(at, config)
+    grade, decides = _graded(at, config.check, limits, folder, check)
+    identity = _digest("program", config.check.model_dump_json(), limits.model_dump_json(), *decides)
+    return Programs(name, identity, grade, limits, notes)
+
+
+def _limits_of(at: str, config: ProgramTeacher) -> tuple[Sandbox, tuple[str, ...]]:
+    """The limits, and what there is to say about them. Where no code of the answer runs, no walls are required."""
+    limits = config.sandbox
+    if not isinstance(config.check, PythonTests | Command):
+        return limits.model_copy(update={"required": False}), ()
+    longest = limits.seconds * WALL
+    if config.limits.timeout < longest:
+        raise TeacherError(
+            f"{at}: a program may take {longest:g} s on the clock and limits.timeout is {config.limits.timeout:g} s: "
+            f"raise it or lower sandbox.seconds"
+        )
+    missing = missing_protection()
+    if missing is None:
+        return limits, ()
+    if limits.required:
+        raise TeacherError(f"{at}: {missing}: make it work, or set sandbox.required: false to run programs unprotected")
+    return limits, (f"{at} runs programs unprotected, with your rights, files and network: {missing}",)
+
+
+def _graded(at: str, chosen: Check, limits: Sandbox, folder: Path, check: Checker) -> tuple[Grade, list[str]]:
+    """How to grade, and what decides the grades beside the configuration's own words."""
     if isinstance(chosen, ExactAnswer):
-        grade = partial(_grade_answer, chosen.checker, check)
-        decides.append(_source_of(chosen.checker))
-    elif isinstance(chosen, Pattern):
-        grade = partial(_grade_pattern, _regex(at, chosen.regex), limits)
-    elif isinstance(chosen, JsonSchema):
+        checker = chosen.checker and _placed(chosen.checker, folder)
+        return partial(_grade_answer, checker, check), [_source_of(checker)]
+    if isinstance(chosen, Pattern):
+        return partial(_grade_pattern, _regex(at, chosen.regex), limits), []
+    if isinstance(chosen, JsonSchema):
         schema = _schema(at, folder / chosen.file)
-        grade = partial(_grade_schema, schema, limits)
-        decides.append(schema)
-    elif isinstance(chosen, PythonTests):
-        grade = partial(_grade_tests, limits)
-        decides += [JUDGE.read_text(encoding="utf-8"), sys.version]
-    else:
-        files = _files(at, chosen.files and folder / chosen.files)
-        grade = partial(_grade_command, chosen, files, limits)
-        decides += [_digest(name, sha256(content).hexdigest()) for name, content in files.items()]
-    return Programs(name, _digest("program", *decides), grade, config.sandbox, notes)
+        return partial(_grade_schema, schema, limits), [schema]
+    if isinstance(chosen, PythonTests):
+        return partial(_grade_tests, limits), [JUDGE.read_text(encoding="utf-8"), sys.version]
+    files = _files(at, chosen.files and folder / chosen.files)
+    contents = [_digest(name, sha256(content).hexdigest()) for name, content in files.items()]
+    return partial(_grade_command, chosen, files, limits), contents
 
 
 @dataclass(eq=False)
@@ -159,7 +169,7 @@ async def _grade_pattern(regex: str, limits: Sandbox, request: ScoreRequest) -> 
         if request.reference is None:
             return NotJudged("no_reference", "the pattern names {reference} and the prompt has none")
         regex = regex.replace("{reference}", re.escape(request.reference))
-    outcome = await _trusted(MATCH, [regex, request.completion], limits)
+    outcome = await _applied(MATCH, [regex, request.completion], limits)
     if outcome.killed_by is not None or outcome.status not in (0, 3):
         return NotJudged("pattern_failed", f"the pattern did not end on this answer: {_ending(outcome, limits)}")
     return Judgment(1.0) if outcome.status == 0 else Judgment(0.0, _shortened(f"not found in the answer: {regex}"))
@@ -183,16 +193,15 @@ async def _grade_schema(schema: str, limits: Sandbox, request: ScoreRequest) -> 
         value = json.loads(next(iter(fenced(request.completion)), request.completion))
     except (ValueError, RecursionError) as error:
         return Judgment(0.0, _shortened(f"not JSON: {error}"))
-    outcome = await _trusted(VALIDATE, [PACKAGES, json.loads(schema), value], limits)
+    outcome = await _applied(VALIDATE, [PACKAGES, json.loads(schema), value], limits)
     if outcome.killed_by is not None or outcome.status not in (0, 3):
         return NotJudged("schema_failed", f"the schema could not be applied: {_ending(outcome, limits)}")
     return Judgment(1.0) if outcome.status == 0 else Judgment(0.0, _shortened(outcome.output.decode(errors="replace")))
 
 
-async def _trusted(script: str, given: object, limits: Sandbox) -> Outcome:
-    """A script of ours on foreign data: it needs the limits of time and memory, not the walls."""
-    unwalled = limits.model_copy(update={"required": False})
-    return await run([PYTHON, "-I", "-S", "-c", script], {}, unwalled, json.dumps(given).encode())
+async def _applied(script: str, given: object, limits: Sandbox) -> Outcome:
+    """A script of ours on the answer as data: exit status 0 where it passes, 3 where not."""
+    return await run([PYTHON, "-I", "-S", "-c", script], {}, limits, json.dumps(given).encode())
 
 
 async def _grade_tests(limits: Sandbox, request: ScoreRequest) -> Judgment | NotJudged:
@@ -233,13 +242,10 @@ async def _grade_command(
 # ---- before the first question ----
 
 
-def _protection(at: str, limits: Sandbox) -> tuple[str, ...]:
-    missing = missing_protection()
-    if missing is None:
-        return ()
-    if limits.required:
-        raise TeacherError(f"{at}: {missing}: make it work, or set sandbox.required: false to run programs unprotected")
-    return (f"{at} runs programs unprotected, with your rights, files and network: {missing}",)
+def _placed(checker: str, folder: Path) -> str:
+    """A checker in a file with its whole path."""
+    path, colon, function = checker.rpartition(":")
+    return f"{(folder / path).resolve()}:{function}" if colon else checker
 
 
 def _regex(at: str, regex: str) -> str:

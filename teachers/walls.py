@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 PYTHON = str(Path(sys.executable).resolve())  # the one that a virtual environment's link leads to
+PACKAGES = [place for place in sys.path if Path(place).name in ("site-packages", "dist-packages")]
 LAUNCH = Path(__file__).with_name("launch.py")
 INSIDE = "/launch.py"
 SCRATCH = "/tmp/scratch"
@@ -50,7 +51,9 @@ def _walls(scratch_bytes: int) -> list[str]:
     words += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
     words += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp", "--perms", "0777", "--dir", SCRATCH]
     words += [*_system(), "--ro-bind", str(LAUNCH), INSIDE]
-    words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", SCRATCH, "--clearenv"]
+    # /proc too: whoever is root outside, however little it may inside, could set what the kernel starts (core_pattern).
+    words += [word for place in ("/proc", "/dev", "/") for word in ("--remount-ro", place)]
+    words += ["--chdir", SCRATCH, "--clearenv"]
     return words + [word for name, value in environment(SCRATCH).items() for word in ("--setenv", name, value)]
 
 
@@ -86,6 +89,8 @@ def _system() -> list[str]:
             words += ["--ro-bind", str(path), str(path)]
     parts = [Path("/etc/ld.so.cache"), Path("/etc/alternatives")]
     parts += [prefix / name for prefix in _prefixes() for name in ("bin", "lib", "pyvenv.cfg")]
+    known = [Path("/usr"), *parts]
+    parts += [path for path in map(Path, PACKAGES) if not any(path.is_relative_to(place) for place in known)]
     for path in filter(Path.exists, parts):
         for folder in reversed(path.parents[:-1]):  # which would be closed to others where a home is
             words += ["--perms", "0755", "--dir", str(folder)]

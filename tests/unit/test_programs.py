@@ -97,6 +97,9 @@ def test_a_checker_in_a_file_decides_the_key(tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     other.write_text("def half(completion, reference, prompt): return 0.25\n")
     assert own.key(question("x", checker=f"{path}:half")) != own.key(question("x", checker=f"{other}:half"))
+    named = [teacher({"kind": "answer", "checker": f"{name}.py:half"}, folder=tmp_path) for name in ("half", "other")]
+    assert [judged(who, "x").score for who in named] == [0.5, 0.25]
+    assert named[0].identity != named[1].identity
 
 
 # ---- patterns and schemas ----

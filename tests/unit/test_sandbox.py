@@ -276,7 +276,8 @@ def test_it_writes_to_its_scratch_folder_alone() -> None:
                 print("WROTE", folder)
             except OSError:
                 pass
-        for path in ("/launch.py", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", sys.executable):
+        kernel = ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/overcommit_memory", "/proc/sysrq-trigger")
+        for path in ("/launch.py", sys.executable, *kernel):
             try:
                 open(path, "r+b")
                 print("OPENED", path)
