@@ -53,7 +53,8 @@ class Asked:
     """Rows in the order of the rollouts, then those that corrections added.
 
     failures: teacher -> reason -> how often. unanswered: requests that nobody answered. baselines: of grades, for the
-    next step. given: one entry per request, who gave what for it (provenance). notes: counts of what judgments came to.
+    next step. given: one entry per request, who gave what for it (provenance). judged: counts of what judgments came to.
+    covered: teacher -> how many of the tokens that it was to score it did, and how many these were.
     """
 
     rows: tuple[Row, ...]
@@ -62,6 +63,7 @@ class Asked:
     baselines: Baselines = field(default_factory=Baselines)
     given: tuple[Mapping[str, object], ...] = ()
     judged: Mapping[str, float] = field(default_factory=dict)
+    covered: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 # ---- a rollout as a request ----
@@ -128,6 +130,7 @@ def rows_of(
     failures: dict[str, Counter[str]] = {}
     scores: dict[str, list[Score]] = {rollout.rollout_id: [] for rollout in rollouts}
     judgments: dict[str, list[tuple[str, float, Judgment]]] = {}
+    covered: dict[str, tuple[int, int]] = {}
     for rollout in rollouts:
         found = settled[rollout.rollout_id]
         for teacher, result in found.results.items():
@@ -140,6 +143,8 @@ def rows_of(
                 judgments.setdefault(rollout.rollout_id, []).append((teacher, coefficient, signal))
             else:
                 scores[rollout.rollout_id].append(Score(teacher, coefficient, asking.losses.of(signal), signal))
+                some, whole = covered.get(teacher, (0, 0))
+                covered[teacher] = (some + int(signal.valid.sum()), whole + sum(rollout.trainable))
     judged: Judged = judge(rollouts, judgments, asking.judged, baselines, asking.lm, gather)
     for rollout_id, grades in judged.scores.items():
         scores[rollout_id] += grades
@@ -153,6 +158,7 @@ def rows_of(
         baselines=judged.baselines,
         given=tuple(_given(settled[rollout.rollout_id]) for rollout in rollouts),
         judged=judged.counts,
+        covered=covered,
     )
 
 

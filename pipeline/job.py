@@ -126,6 +126,7 @@ def load_parts(job: Job) -> Parts:
         tools=_tools(job, student),
         courier=desk.courier if job.world.is_main else lambda _: None,
         tokens_per_forward=recipe.training.tokens_per_forward,
+        temperature=recipe.rollout.temperature,
     )
     return Parts(student, averages, selves, pool, prompts, desk)
 

@@ -100,6 +100,18 @@ def describe(sums: Sums) -> dict[str, Any]:
     return line
 
 
+def describe_coverage(parts: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Any]:
+    """coverage: the share of the trained tokens that a teacher scored, where that is not all of them: one with another
+    tokenizer, or one that scores thinking alone."""
+    sums: dict[str, tuple[int, int]] = {}
+    for part in parts:
+        for teacher, (some, whole) in part.items():
+            before = sums.get(teacher, (0, 0))
+            sums[teacher] = (before[0] + some, before[1] + whole)
+    shares = {teacher: some / whole for teacher, (some, whole) in sorted(sums.items()) if some < whole}
+    return {"coverage": shares} if shares else {}
+
+
 def describe_judged(parts: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """What judgments came to (`judgments.Judged.counts` of every process), by teacher; empty where there were none.
 

@@ -29,7 +29,7 @@ def disagreements(data: Mapping[str, Any], prepared: Collection[str] = ()) -> li
     prepared: names of results that an enclosing recipe has prepared before this one.
     """
     known = [*section_of(data, "prepare"), *prepared]
-    checks = (_tasks, _teacher_names, _pool, _domains, _writers, _alone, _choices)
+    checks = (_tasks, _teacher_names, _pool, _domains, _writers, _temperatures, _alone, _choices)
     return [*_prepared(data, known), *(finding for check in checks for finding in check(data))]
 
 
@@ -212,6 +212,13 @@ def _choices(data: Mapping[str, Any]) -> Iterator[Finding]:
             if section_of(data, "rollout").get(key, whole) != whole:
                 text = f"{by}'s ratio is undefined where the sampler cuts; set rollout.{key} to {whole}"
                 yield ("rollout", key), text
+
+
+def _temperatures(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """A server's log-probabilities are those at temperature 1, so the student's have to be too."""
+    served = [name for name, t in section_of(data, "teachers").items() if section_of(t).get("kind") == "served"]
+    if served and section_of(data, "rollout").get("temperature", 1) != 1:
+        yield ("rollout", "temperature"), f"teachers.{served[0]} is served, and servers score at temperature 1; write 1"
 
 
 def _alone(data: Mapping[str, Any]) -> Iterator[Finding]:

@@ -33,6 +33,7 @@ class Models:
     resolve: Resolve
     progress: Callable[[str], None]
     tokens_per_forward: int
+    temperature: float = 1.0
     _loaded: dict[ModelKey, CausalLM] = field(default_factory=dict)
     _tokenizers: dict[tuple[str, str | None], PreTrainedTokenizerBase] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 
-from teachers import adapters, chat, local, plugins, privileged, programs, served
+from teachers import adapters, chat, crossing, local, plugins, privileged, programs, served
 from teachers.alignment import compare_models, compare_vocabularies
 from teachers.causal_lm import CausalLM, ModelKey
 from teachers.config import TeacherConfig, TransformersTeacher
@@ -46,10 +46,17 @@ class RemoteKind(NamedTuple):
     build: Callable[[str, Any, Tools], RemoteTeacher | LocalTeacher]
 
 
+def _build_model(name: str, config: TransformersTeacher, models: Models) -> LocalTeacher:
+    """With the student's tokenizer, or with another one on purpose."""
+    if config.align is None:
+        return local.build(name, config, models)
+    return crossing.build(name, config, models, models.temperature)
+
+
 # Adapters first: they change the base in place, and whoever uses it as it is has to know.
 KINDS: Mapping[str, ModelKind | OwnKind | RemoteKind] = {
     "adapter": ModelKind(adapters.tokenizer_of, adapters.build, order=0),
-    "transformers": ModelKind(local.tokenizer_of, local.build, order=1),
+    "transformers": ModelKind(local.tokenizer_of, _build_model, order=1),
     "self": OwnKind(privileged.build),
     "served": RemoteKind(served.build),
     "chat": RemoteKind(chat.build),
@@ -138,6 +145,7 @@ def build_pool(
     courier: Callable[[Mapping[str, RemoteTeacher]], Courier | None] = lambda _: None,
     progress: Callable[[str], None] = lambda _: None,
     tokens_per_forward: int = TOKENS_PER_FORWARD,
+    temperature: float = 1.0,
 ) -> Pool:
     """Loads the teachers of a recipe.
 
@@ -149,7 +157,7 @@ def build_pool(
     Raises:
         TeacherError: everything that is wrong, one line each.
     """
-    models = Models(student, shared, device, resolve, progress, tokens_per_forward)
+    models = Models(student, shared, device, resolve, progress, tokens_per_forward, temperature)
     in_process = {name: config for name, config in configs.items() if isinstance(KINDS[config.kind], ModelKind)}
     notes, problems = _compared(in_process, models)
     if problems:
