@@ -14,10 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import DataError, ModelError, RunError
 from pipeline.files import read_lines
+from pipeline.new_model import model_config, model_from_config
+from pipeline.recipe import NewModel
 from pipeline.run_directory import write_status
 from teachers.errors import TeacherError
 from tests.models import ARCHITECTURES, CONTEXT, Architecture, save_adapter, save_tiny
 from tests.runs import DOMAINS, changed, distill_settings, run_here, sft_settings, write_recipe
+from tests.vocabularies import byte_level
 
 OBJECTIVES: dict[str, Any] = {
     "reverse_kl": "reverse_kl",
@@ -344,3 +347,26 @@ def test_data_that_changed_are_not_trained_on_silently(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     with pytest.raises(RunError, match="data changed"):
         run_here(path, resume=True)
+
+
+def test_a_teacher_with_another_tokenizer_teaches_where_both_cut_alike(tmp_path: Path) -> None:
+    settings = distill_settings(tmp_path)
+    other = byte_level(300)
+    shape = NewModel(hidden_size=32, layers=2, heads=2, context=512)
+    model = model_from_config(model_config(shape, len(other)), other, seed=4)
+    model.save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    settings["teachers"]["sorting"] = {
+        "kind": "transformers",
+        "model": str(tmp_path / "other"),
+        "dtype": "float32",
+        "align": {"top_k": 8, "least_coverage": 0.01},
+    }
+    folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+    for line in metrics(folder):
+        assert line["failures"] == {}
+        assert 0 < line["coverage"]["sorting"] < 1
+        assert line["kl"]["teacher"]["sorting"] > 0
+    without = changed(settings, {"teachers.sorting.align": None, "output": str(tmp_path / "without")})
+    with pytest.raises(TeacherError, match="vocabulary has"):
+        run_here(write_recipe(tmp_path / "without.yaml", without))
