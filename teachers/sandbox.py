@@ -116,31 +116,22 @@ def _order(
 async def _run(launcher: Sequence[str], folder: str, order: bytes, limits: Sandbox, *, own_processes: int) -> Outcome:
     """own_processes: of the sandbox itself, which do not count as the program's."""
     start = time.perf_counter()
-    said, say = os.pipe()
-    told, tell = os.pipe()
-    tell_too = os.dup(tell)
-    words = [word.replace(TELL, str(tell_too)) for word in launcher]
-    try:
-        # An empty environment for bwrap too: a program may read that of its process 1.
-        process = await asyncio.create_subprocess_exec(
-            *words, str(tell), stdin=PIPE, stdout=say, stderr=STDOUT, cwd=folder, pass_fds=(tell, tell_too),
-            env=environment(folder) if own_processes == 0 else {}, start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        os.close(said)
-        os.close(told)
-        raise SandboxError(f"{launcher[0]} does not start: {error.strerror}") from error
-    finally:
-        for end in (say, tell, tell_too):
-            os.close(end)
     output = bytearray()
-    try:
-        with os.fdopen(said, "rb", buffering=0) as pipe:
+    (said, say), (told, tell) = os.pipe(), os.pipe()
+    with os.fdopen(said, "rb", buffering=0) as pipe, os.fdopen(told, "rb", buffering=0) as ears:
+        try:
+            # An empty environment for bwrap too: a program may read that of its process 1.
+            process = await _start(launcher, folder, {} if own_processes else environment(folder), say, tell)
+        finally:
+            os.close(say)
+            os.close(tell)
+        try:
             killed_by = await _until_end(process, order, pipe, output, limits, own_processes)
-    finally:
-        heard = _rest(told)
-        first = re.search(rb'"child-pid": *(\d+)', heard)
-        await _vanished([int(first[1])] if first else [])
+        finally:
+            os.set_blocking(told, False)
+            heard = ears.read(1_000) or b""
+            first = re.search(rb'"child-pid": *(\d+)', heard)
+            await _vanished([int(first[1])] if first else [])
     mark = BWRAP_SAYS.sub(b"", heard)
     if mark != b"1":
         raise SandboxError(_why(mark, bytes(output)))
@@ -151,6 +142,21 @@ async def _run(launcher: Sequence[str], folder: str, order: bytes, limits: Sandb
         out_of_time = status == 128 + signal.SIGKILL and seconds >= limits.seconds  # the kernel was first
         killed_by = "time" if out_of_time else "signal"
     return Outcome(status, bytes(output), seconds, killed_by)
+
+
+async def _start(launcher: Sequence[str], folder: str, variables: dict[str, str], say: int, tell: int) -> Process:
+    """say: where the program's output goes. tell: where the launcher and bwrap, which closes its own, tell of it."""
+    tell_too = os.dup(tell)
+    words = [word.replace(TELL, str(tell_too)) for word in launcher]
+    try:
+        return await asyncio.create_subprocess_exec(
+            *words, str(tell), stdin=PIPE, stdout=say, stderr=STDOUT, cwd=folder, env=variables,
+            pass_fds=(tell, tell_too), start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise SandboxError(f"{launcher[0]} does not start: {error.strerror}") from error
+    finally:
+        os.close(tell_too)
 
 
 async def _until_end(
@@ -198,17 +204,6 @@ async def _flow(process: Process, pipe: IO[bytes], output: bytearray, most: int)
         transport.close()
     await process.wait()
     return None
-
-
-def _rest(pipe: int) -> bytes:
-    """What stands in a pipe, without waiting; the pipe is closed."""
-    os.set_blocking(pipe, False)
-    try:
-        return os.read(pipe, 1_000)
-    except BlockingIOError:
-        return b""
-    finally:
-        os.close(pipe)
 
 
 def _why(heard: bytes, output: bytes) -> str:

@@ -114,7 +114,7 @@ def test_a_pattern_is_found_or_not() -> None:
 
 
 def test_a_pattern_that_would_never_end_is_cut_off_and_is_no_grade() -> None:
-    who = teacher({"kind": "pattern", "regex": r"^(a+)+$"}, seconds=0.3)
+    who = teacher({"kind": "pattern", "regex": r"^(a+)+$"}, seconds=1)
     found = failed(who, "a" * 60 + "b")
     assert (found.reason, found.retryable) == ("pattern_failed", False)
     assert judged(who, "a" * 60).score == 1.0
@@ -125,7 +125,7 @@ SCHEMA = {"type": "object", "required": ["name"], "properties": {"name": {"type"
 
 def test_json_by_a_schema(tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
-    who = teacher({"kind": "json_schema", "file": "schema.json"}, folder=tmp_path, seconds=1)
+    who = teacher({"kind": "json_schema", "file": "schema.json"}, folder=tmp_path, seconds=2)
     assert judged(who, 'Here:\n```json\n{"name": "aaa"}\n```\nas asked') == Judgment(1.0)
     assert judged(who, '{"name": "aaa"}') == Judgment(1.0)
     wrong = judged(who, '{"name": 3}')
