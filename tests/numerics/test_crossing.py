@@ -34,9 +34,9 @@ TOKENIZERS = {
     "characters": tiny_tokenizer,
 }
 TEXTS = (
-    ("let me see", "def f(x):\n    return [x ** 2 for x in range(10)]"),
+    ("def is what I see", "def f(x):\n    return [x ** 2 for x in range(10)]"),
     ("", "import json  # 🙂 naïve\n\n\n   self.value = None"),
-    ("2 + 2 is 4", " the arguments of a parser"),
+    ("+ 2 is 4", " the arguments of a parser"),
 )
 
 
@@ -119,6 +119,8 @@ def test_what_is_said_is_the_model_s_own_distribution(student: str, teacher: str
     crossing = teacher_of(student, teacher)
     bridge, requests = crossing.bridge, requests_of(crossing, chat)
     said = answers(crossing, requests)
+    if chat and bridge.student.lead != bridge.teacher.lead:  # a first token with a space in front on one side
+        assert any(crossed_of(crossing, request).opening for request in requests)
     for request in requests:
         crossed = crossed_of(crossing, request)
         reference, start = float64_logprobs(crossing, request)
@@ -178,6 +180,7 @@ def test_the_signal_is_at_the_recipe_s_temperature() -> None:
 def test_logits_in_pieces_are_the_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     crossing = teacher_of("llama", "bytes")  # the first entry is looked up with a space in front
     requests = requests_of(crossing, chat=True)
+    assert any(crossed_of(crossing, request).opening for request in requests)
     whole = answers(crossing, requests)
     monkeypatch.setattr("teachers.crossing._LOGITS_AT_ONCE", 3 * crossing.head.size)
     for request_id, signal in answers(crossing, requests).items():
