@@ -6,19 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from pipeline.asking import local_rows
 from pipeline.comparisons import average
 from pipeline.evaluate import BASE, SPECIALIST, STUDENT, Evaluation, Score, evaluate_model, evaluation_json, table
 from pipeline.files import append_line, read_json, read_lines, write_json
 from pipeline.job import Job, Parts
+from pipeline.likeness import divergences
 from pipeline.loop import Loop
-from pipeline.metrics import Sums, collect, divergence_by
 from pipeline.recipe import DistillRecipe
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.routing import routes_of
-from pipeline.targets import build_batch, group_rows, normaliser
 from pipeline.types import Prompt
 from pipeline.writers import student_writer
 from teachers.causal_lm import CausalLM
@@ -82,7 +79,6 @@ def main_teachers(job: Job, parts: Parts) -> dict[str, list[str]]:
     return teachers
 
 
-@torch.no_grad()
 def divergence_left(job: Job, parts: Parts, loop: Loop, step: int) -> dict[str, dict[str, float]]:
     """domain -> teacher -> KL in nats per token, on answers that the student samples to held-out prompts.
 
@@ -96,13 +92,7 @@ def divergence_left(job: Job, parts: Parts, loop: Loop, step: int) -> dict[str, 
         left: dict[str, dict[str, float]] = {}
         for domain, prompts in parts.prompts.held_out.items():
             rollouts = write(prompts[:KL_PROMPTS], 0)
-            rows = local_rows(loop.asking, rollouts, step)
-            sums = Sums()
-            for group in group_rows(rows, loop.training.tokens_per_forward):
-                norm = normaliser(rows, loop.average)
-                batch = build_batch(group, norm, temperature=loop.temperature, device=parts.student.device)
-                collect(sums, batch, parts.student(batch))
-            left[domain] = divergence_by(sums, "teacher")
+            left[domain] = divergences(loop, local_rows(loop.asking, rollouts, step))
         write_json(path, left)
     job.world.wait()
     kept: dict[str, dict[str, float]] = read_json(path)

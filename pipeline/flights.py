@@ -26,7 +26,7 @@ _ENDS = {
     "budget_spent": "raise the budget and go on with --resume, or set its `then` to drop",
     "wrong_model": "start another run, or accept it with pool.model_change=go_on and --resume",
 }
-REST = 30.0  # seconds before a step that too few teachers answered is asked about again
+REST = 30.0  # seconds
 
 
 @dataclass(eq=False)
@@ -123,10 +123,11 @@ def _asker(loop: Loop, exchange: Exchange, step: int) -> Callable[[Sequence[Roll
     return ask
 
 
-def settle(loop: Loop, flight: Flight) -> tuple[dict[str, Settled], float]:
+def settle(loop: Loop, flight: Flight, *, rest: float = REST) -> tuple[dict[str, Settled], float]:
     """Everything that was said of a step, and the seconds of waiting. What failed is recorded, so that it stays so.
 
-    Raises RunError where fewer rows than the quorum were answered and the recipe says to stop.
+    rest: seconds before a step that too few teachers answered is asked about again, where the recipe wants that.
+    Raises RunError where fewer rows than the quorum were answered, or none, and the recipe says to stop.
     """
     exchange, asking = flight.exchange, loop.asking
     assert exchange is not None
@@ -138,9 +139,9 @@ def settle(loop: Loop, flight: Flight) -> tuple[dict[str, Settled], float]:
         _refuse(loop, flight.step, settled)
         answered = sum(loop.world.gather(sum(bool(found.shares) for found in settled.values())))
         needed = asking.quorum * len(flight.rollouts)
-        if answered >= needed:
+        if answered and answered >= needed:  # a step that taught nothing would be recorded as one that never can
             break
-        exchange = _again(loop, flight, answered, _reasons(settled))
+        exchange = _again(loop, flight, answered, _everyones_reasons(loop, settled), rest)
     failures = loop.world.gather(exchange.failures())
     if loop.world.is_main:
         manifest.save_failures(
@@ -162,18 +163,19 @@ def _refuse(loop: Loop, step: int, settled: Mapping[str, Settled]) -> None:
             raise RunError(f"step {step}: {text}; {_ENDS[reason]}")
 
 
-def _reasons(settled: Mapping[str, Settled]) -> str:
-    """Who failed for which reason how often, the most frequent first."""
-    counts = Counter(
+def _everyones_reasons(loop: Loop, settled: Mapping[str, Settled]) -> str:
+    """Who failed for which reason how often in all processes, the most frequent first."""
+    own = Counter(
         f"{teacher}: {result.reason}"
         for found in settled.values()
         for teacher, result in found.results.items()
         if isinstance(result, TeacherFailure)
     )
+    counts = sum(loop.world.gather(own), Counter())
     return ", ".join(f"{what} ({count})" for what, count in counts.most_common(3))
 
 
-def _again(loop: Loop, flight: Flight, answered: int, reasons: str) -> Exchange:
+def _again(loop: Loop, flight: Flight, answered: int, reasons: str, rest: float) -> Exchange:
     """Asks again about a step, after a rest; what was answered comes from the journal."""
     asking = loop.asking
     assert asking is not None
@@ -183,8 +185,8 @@ def _again(loop: Loop, flight: Flight, answered: int, reasons: str) -> Exchange:
             f"{count}, and pool.quorum is {asking.quorum:.0%}; see what the teachers need, then go on with --resume"
         )
     if loop.world.is_main:
-        loop.display.warn(f"{count}; asking again in {REST:.0f} s")
-    time.sleep(REST)
+        loop.display.warn(f"{count}; asking again in {rest:g} s")
+    time.sleep(rest)
     exchange = open_exchange(loop, flight.step)
     assert exchange is not None
     for rollout in flight.mine:

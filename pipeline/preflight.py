@@ -1,102 +1,78 @@
-"""Before a run: what its remote teachers can really do, and what all of it may take in time, memory and money."""
+"""Before a run: what its teachers can really do, and what all of it may take in time, memory and money."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 
 from pipeline.asking import request_of
 from pipeline.errors import RunError
+from pipeline.estimate import Estimate, estimates
 from pipeline.job import Job, Parts
+from pipeline.likeness import likeness
 from pipeline.loop import Loop
-from pipeline.remote import tariffs
 from pipeline.rollout.protocol import SamplingSettings
+from pipeline.types import Rollout
 from pipeline.writers import student_writer
-from teachers.plan import Plan
 from teachers.prices import money
-from teachers.types import ScoreRequest
+from teachers.types import Finding
 
 SECONDS = 60.0  # that each teacher has to answer everything that is asked of it here
-DOMAINS_TRIED = 4  # whose prompts stand for all, in the estimate
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What one teacher may take over a whole run. questions: how often it is asked, if nobody else fails.
-
-    tokens, dollars: at most. dollars: None where no price is known.
-    """
-
-    teacher: str
-    questions: int
-    tokens: int
-    dollars: Decimal | None
+DOMAINS_TRIED = 4  # whose prompts stand for all
+SHORT = 64  # new tokens that are enough to compare a teacher with the student
 
 
 def preflight(job: Job, parts: Parts, loop: Loop) -> None:
-    """Asks every remote teacher, and prints what it found and what the run may take.
+    """Asks every remote teacher what it can do, compares all that give distributions with the student, and prints what
+    was found and what the run may take. The first process does it for all.
 
     Raises RunError where a teacher cannot do what the recipe asks of it.
     """
-    courier = parts.pool.courier
-    if courier is None:
+    asking = loop.asking
+    if asking is None or not job.world.is_main:
         return
-    rows: list[list[str | float | None]] = []
-    problems: list[str] = []
-    for name in parts.pool.remote:
+    rollouts = _a_few(job, parts)
+    found = list(_examined(parts))
+    wrong = {name for name, finding in found if finding.good is False}
+    if not wrong:  # else it would only be told again
+        found += likeness(loop, asking, rollouts)
+    signs = {True: "good", False: "BAD", None: ""}
+    rows = [[name, finding.what, signs[finding.good], finding.text] for name, finding in found]
+    job.display.table("teachers", ["teacher", "what", "", "found"], rows)
+    if parts.pool.remote:
+        requests = [request_of(asking, rollout, 0) for rollout in rollouts]
+        _show(job, list(estimates(job.recipe, asking, requests)))
+    if wrong:
+        raise RunError(
+            "\n".join(f"teachers.{name}: {one.what}: {one.text}" for name, one in found if one.good is False)
+        )
+
+
+def _examined(parts: Parts) -> Iterator[tuple[str, Finding]]:
+    courier = parts.pool.courier
+    for name in parts.pool.remote if courier is not None else ():
+        assert courier is not None
         for finding in courier.examine(name, SECONDS):
-            sign = {True: "good", False: "BAD", None: ""}[finding.good]
-            rows.append([name, finding.what, sign, finding.text])
-            if finding.good is False:
-                problems.append(f"teachers.{name}: {finding.what}: {finding.text}")
-    job.display.table("remote teachers", ["teacher", "what", "", "found"], rows)
-    found = list(estimates(job, parts, loop))
+            yield name, finding
+
+
+def _a_few(job: Job, parts: Parts) -> list[Rollout]:
+    """The student's present answers to a held-out prompt of each of a few domains, private ones too: those go nowhere
+    but to teachers that may have them. As long as in the run where questions are paid by their length."""
+    settings = replace(SamplingSettings.from_recipe(job.recipe.rollout), samples_per_prompt=1)
+    if not parts.pool.remote:
+        settings = replace(settings, max_new_tokens=min(SHORT, settings.max_new_tokens))
+    prompts = [prompts[0] for _, prompts in sorted(parts.prompts.held_out.items())[:DOMAINS_TRIED] if prompts]
+    return student_writer(parts.student.lm, settings, job.recipe.seed)(prompts, 0)
+
+
+def _show(job: Job, found: list[Estimate]) -> None:
     columns = ["teacher", "questions", "tokens at most", "dollars at most"]
     job.display.table("the whole run, at most", columns, [_cells(estimate) for estimate in found])
     known = [estimate.dollars for estimate in found if estimate.dollars is not None]
     if known:
         job.display.note(f"{money(sum(known, Decimal(0)))} at most; what is spent really is shown as it runs")
-    if problems:
-        raise RunError("\n".join(problems))
-
-
-def estimates(job: Job, parts: Parts, loop: Loop) -> Iterator[Estimate]:
-    """From the student's present answers to a few held-out prompts, and the most that a question about one can take."""
-    recipe = job.recipe
-    assert loop.asking is not None
-    requests = _some_requests(job, parts, loop)
-    prices = tariffs(recipe)
-    rows = recipe.training.steps * recipe.training.prompts_per_step * recipe.rollout.samples_per_prompt
-    asked = _asked(loop.asking.plan, [request.domain for request in requests])
-    for name, teacher in parts.pool.remote.items():
-        usages = [teacher.estimate(request) for request in requests]
-        questions = round(rows * asked[name] / len(requests))
-        tokens = sum(usage.input + usage.output for usage in usages) / len(usages)
-        price = prices.get(name)
-        dollars = None
-        if price is not None:
-            dollars = questions * sum((price.most(usage) for usage in usages), Decimal(0)) / len(usages)
-        yield Estimate(name, questions, round(questions * tokens), dollars)
-
-
-def _some_requests(job: Job, parts: Parts, loop: Loop) -> list[ScoreRequest]:
-    """One for each of a few domains. Private prompts too: nothing is sent, only counted."""
-    assert loop.asking is not None
-    settings = replace(SamplingSettings.from_recipe(job.recipe.rollout), samples_per_prompt=1)
-    prompts = [prompts[0] for _, prompts in sorted(parts.prompts.held_out.items())[:DOMAINS_TRIED] if prompts]
-    rollouts = student_writer(parts.student.lm, settings, job.recipe.seed)(prompts, 0)
-    return [request_of(loop.asking, rollout, 0) for rollout in rollouts]
-
-
-def _asked(plan: Plan, domains: list[str]) -> Mapping[str, int]:
-    """Teacher -> in how many of these domains it may be asked, feedback for others included."""
-    counts: Counter[str] = Counter()
-    for domain in domains:
-        names = set(plan.routes.everyone(domain))
-        counts.update(names | {plan.needs[name] for name in names if name in plan.needs})
-    return counts
 
 
 def _cells(estimate: Estimate) -> list[str | float | None]:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.display import Display
 from pipeline.recipe import RecipeBase
 from teachers.catalog import lookup
 from teachers.config import Budget, ChatTeacher, Limits, ProvidedBase, RemoteBase, ServedTeacher
 from teachers.courier import Courier
 from teachers.journal import FILE, Journal
-from teachers.ledger import COLUMNS, Ledger
+from teachers.ledger import Ledger
 from teachers.prices import Tariff, tariff_of
 from teachers.types import RemoteTeacher
 
@@ -36,13 +35,19 @@ class Desk:
         self.ledger = Ledger(self.journal, tariffs(recipe), budgets(recipe), recipe.pool.budget)
         limits = {name: c.limits if isinstance(c, RemoteBase) else Limits() for name, c in remote.items()}
         return Courier(
-            teachers, limits, self.journal, self.ledger, model_change=recipe.pool.model_change, seed=recipe.seed
+            teachers,
+            limits,
+            self.journal,
+            self.ledger,
+            model_change=recipe.pool.model_change,
+            models=self.journal.models(),
+            seed=recipe.seed,
         )
 
-    def conclude(self, display: Display) -> None:
-        """The table of what every teacher came to."""
-        if self.ledger is not None:
-            display.table("what the teachers took", list(COLUMNS), [list(row.cells) for row in self.ledger.table()])
+    def close(self) -> None:
+        """To be called after the courier was closed, who writes down what was still under way."""
+        if self.journal is not None:
+            self.journal.close()
 
 
 def tariffs(recipe: RecipeBase) -> dict[str, Tariff]:

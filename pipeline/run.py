@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import assess
+from pipeline import assess, bill
 from pipeline import checkpoint as checkpoints
 from pipeline.comparisons import sft_recipe
 from pipeline.display import Display
@@ -82,10 +82,14 @@ def _finish(job: Job) -> None:
     """Evaluates, trains, evaluates again, compares, exports. What is on disk already is not done again."""
     require_lawful(job.recipe, job.display)
     parts = load_parts(job)
-    try:
+    with ExitStack() as stack:  # however it ends: what it cost is said after the last question is closed
+        stack.callback(parts.desk.close)
+        stack.callback(bill.conclude, parts.desk, job.display)
+        stack.callback(parts.pool.close)
         _train_and_judge(job, parts)
-    finally:
-        parts.pool.close()
+    if job.world.is_main:
+        write_status(job.folder, "finished")
+    job.world.wait()
 
 
 def _train_and_judge(job: Job, parts: Parts) -> None:
@@ -108,8 +112,6 @@ def _train_and_judge(job: Job, parts: Parts) -> None:
     scores |= _compared(job, parts, state)
     if job.world.is_main:
         assess.conclude(job, scores, left)
-        parts.desk.conclude(job.display)
-        write_status(job.folder, "finished")
     job.world.wait()
 
 
@@ -185,6 +187,7 @@ def check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) 
                 _try_step(job, loop)
         finally:
             parts.pool.close()
+            parts.desk.close()
         world.wait()  # the main process's folder is everybody's
 
 

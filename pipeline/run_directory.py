@@ -8,6 +8,7 @@ timings.jsonl      seconds and memory per step
 samples.jsonl      a rollout per step, the domains taking turns
 provenance.jsonl   who gave what for each trained sample
 journal.sqlite     every question to remote teachers, and their answers
+ledger.json        what those came to
 journal/           the rollouts of steps that no checkpoint holds yet
 checkpoints/       step-000025, …
 prepared/          the runs this one needed first; compare/ those it is compared with

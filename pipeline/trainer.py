@@ -30,6 +30,7 @@ from pipeline.metrics import (
     all_finite,
     collect,
     describe,
+    describe_coverage,
     describe_judged,
     describe_rollouts,
     divergence_by,
@@ -107,6 +108,7 @@ def advance(loop: Loop, state: State, flights: Flights) -> State:
         **describe(sums),
         **describe_rollouts(flight.rollouts, score_rollouts(loop, flight.rollouts)),
         **describe_judged(loop.world.gather(asked.judged)),
+        **describe_coverage(loop.world.gather(asked.covered)),
         "failures": failures,
         "unanswered": sum(loop.world.gather(asked.unanswered)),
         "grad_norm": grad_norm,
@@ -246,7 +248,7 @@ def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence
     append_line(loop.folder / "metrics.jsonl", line)
     append_line(loop.folder / "timings.jsonl", timings)
     append_line(loop.folder / "samples.jsonl", {"step": step, **_shown(loop, rollouts, step)})
-    loop.display.step(step, steps, _numbers_that_matter(line))
+    loop.display.step(step, steps, _numbers_that_matter(line) | _asking_now(loop, clock))
 
 
 def _shown(loop: Loop, rollouts: Sequence[Rollout], step: int) -> dict[str, Any]:
@@ -279,6 +281,22 @@ def _numbers_that_matter(line: Mapping[str, Any]) -> dict[str, float]:
         if by_domain:
             numbers[name] = sum(by_domain.values()) / len(by_domain)
     return numbers | {"length": line["length"]["mean"], "truncated": line["truncated"], "lr": line["learning_rate"]}
+
+
+def _asking_now(loop: Loop, clock: Clock) -> dict[str, float]:
+    """How the asking of remote teachers goes: dollars and questions given up so far, those on their way (of the next
+    step, with `staleness`), the seconds that this step waited. Nothing where there are none."""
+    courier = loop.asking.pool.courier if loop.asking else None
+    if courier is None:
+        return {}
+    found = courier.snapshot().values()
+    return {
+        "dollars": float(sum(each.dollars for each in found)),
+        "asked": sum(each.under_way for each in found),
+        "queued": sum(each.waiting for each in found),
+        "failed": sum(sum(each.failures.values()) for each in found),
+        "waited": clock.seconds["waiting"],
+    }
 
 
 def _references(loop: Loop, rollouts: Sequence[Rollout]) -> list[Row]:

@@ -8,6 +8,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 from teachers.attempts import GRACE, Attempts, Desk, Result
@@ -32,7 +33,7 @@ class Progress:
     the teacher now; answered: by the teacher; replayed: from the journal; failures: given up, by the last reason.
     Attempts. retries: by the reason of the one before; in_doubt: perhaps charged, and nobody knows.
     waited: seconds in which questions stood still, added up. models: the names that the teacher returned, the first one
-    first.
+    first. dollars: charged in the whole run.
     """
 
     waiting: int
@@ -44,6 +45,7 @@ class Progress:
     in_doubt: int
     waited: float
     models: tuple[str, ...]
+    dollars: Decimal
 
 
 def journal_key(teacher: RemoteTeacher, request: ScoreRequest) -> str:
@@ -81,6 +83,7 @@ class Courier:
             for name, teacher in teachers.items()
         }
         self._attempts = Attempts(journal, ledger, model_change=model_change, seed=seed, mistake=self._blame)
+        self._ledger = ledger
         self._flights: dict[str, list[tuple[Desk, Done]]] = {}  # by the journal's key: equal questions fly once
         self._flying: set[asyncio.Task[None]] = set()  # held, because the loop itself forgets them
         self._error: BaseException | None = None
@@ -125,10 +128,11 @@ class Courier:
 
     def snapshot(self) -> dict[str, Progress]:
         """Teacher -> how the asking goes just now."""
+        charged = self._ledger.totals(*self._desks)
         return {
             name: Progress(
                 desk.open - desk.under_way, desk.under_way, desk.answered, desk.replayed, dict(desk.failures),
-                dict(desk.retries), desk.in_doubt, desk.waited, tuple(desk.models),
+                dict(desk.retries), desk.in_doubt, desk.waited, tuple(desk.models), charged[name].dollars,
             )
             for name, desk in self._desks.items()
         }  # fmt: skip

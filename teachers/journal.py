@@ -187,6 +187,14 @@ class Journal:
         with self._lock:
             return tuple(self._charged)
 
+    def models(self) -> dict[str, str]:
+        """Teacher -> the first model's name that it returned in this run; none for those who returned no name."""
+        with self._lock, explained(self._path):
+            rows = self._own.execute(
+                "SELECT teacher, model FROM answers WHERE teacher IS NOT NULL AND model IS NOT NULL ORDER BY rowid DESC"
+            ).fetchall()
+        return dict(rows)
+
     def close(self) -> None:
         with self._lock:
             self._own.close()

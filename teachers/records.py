@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,16 @@ class Records:
             return self._connection.execute(
                 "SELECT teacher, state, reason, COUNT(*) FROM attempts GROUP BY 1, 2, 3 ORDER BY 1, 2, 4 DESC, 3"
             ).fetchall()
+
+    def questions(self, teachers: Collection[str]) -> int:
+        """About how many completions at least one of these teachers was asked; each counts once."""
+        places = ", ".join("?" * len(teachers))
+        with explained(self._path):
+            (count,) = self._connection.execute(
+                f"SELECT COUNT(*) FROM (SELECT DISTINCT step, request_id FROM attempts WHERE teacher IN ({places}))",
+                tuple(teachers),
+            ).fetchone()
+        return int(count)
 
     def kept(self) -> Kept:
         with explained(self._path):
