@@ -279,6 +279,9 @@ async def _vanished(pids: Sequence[int]) -> None:
     end = time.monotonic() + PATIENCE
     while any(map(_runs, pids)) and time.monotonic() < end:
         await asyncio.sleep(0.001)
+    for pid in pids:  # in a container whose first process is this one, orphans come to it
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _runs(pid: int) -> bool:
