@@ -7,6 +7,7 @@ import re
 import traceback
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from numbers import Real
@@ -29,7 +30,8 @@ MOST_DIGITS = 200
 def check(checker: str, completion: str, reference: str | None, prompt: Prompt | None = None) -> float | None:
     """The score of `completion` in [0, 1]; None where there is no judging it: checker `none`, or no reference.
 
-    exact: equal after white space is normalised. numeric: equal numbers (`last_number`). `path/to/file.py:function`:
+    exact: equal after white space is normalised. numeric: equal numbers (`last_number`). python_tests: 1 where the
+    reference's tests pass in the sandbox (`humaneval.py`). `path/to/file.py:function`:
     what `function(completion, reference, prompt)` returns, a bool or a number in [0, 1]; it is called without a
     reference, too. Raises DataError: a reference without a number, a fault in the file, with its line.
     """
@@ -42,13 +44,27 @@ def check(checker: str, completion: str, reference: str | None, prompt: Prompt |
         return None
     if checker == "exact":
         return float(completion.split() == reference.split())
+    if checker == "python_tests":
+        return _run_tests(completion, reference, prompt)
     if checker != "numeric":
-        raise DataError(f"unknown checker {checker!r}: choose exact, numeric, none or path/to/file.py:function")
+        raise DataError(f"unknown checker {checker!r}: choose exact, numeric, python_tests, none or a file.py:function")
     expected = last_number(reference)
     if expected is None:
         where = f"the reference of prompt {prompt.prompt_id} in {prompt.source}" if prompt else "the reference"
         raise DataError(f"checker numeric: {where}, {_short(reference)}, has no number; use exact or a file's function")
     return float(last_number(completion) == expected)
+
+
+def _run_tests(completion: str, reference: str, prompt: Prompt | None) -> float | None:
+    """None where the tests themselves could not be run."""
+    from pipeline.humaneval import evaluate
+    from teachers.config import Sandbox
+
+    if prompt is None:
+        raise DataError("checker python_tests needs the prompt, whose function the completion goes on with")
+    asked = replace(prompt, reference=reference)
+    samples, passed = evaluate([asked], {asked.prompt_id: [completion]}, Sandbox()).counts[asked.prompt_id]
+    return passed / samples if samples else None
 
 
 def last_number(text: str) -> Fraction | None:

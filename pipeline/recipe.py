@@ -95,7 +95,7 @@ class Columns(Section):
     privileged: str | None = None
 
 
-Checker = Annotated[str, Field(pattern=r"^(exact|numeric|none|.+\.py:[A-Za-z_]\w*)$")]
+Checker = Annotated[str, Field(pattern=r"^(exact|numeric|python_tests|none|.+\.py:[A-Za-z_]\w*)$")]
 
 
 class SourceBase(Section):

@@ -175,6 +175,7 @@ def build_pool(
         teacher = teachers[name]
         if isinstance(teacher, HiddenStateTeacher):
             notes += compare_models(student, teacher.lm, name=where(name)).notes
+    notes += [note for teacher in teachers.values() for note in getattr(teacher, "notes", ())]
     remote = {name: teacher for name, teacher in teachers.items() if isinstance(teacher, RemoteTeacher)}
     return Pool(teachers, courier(remote) if remote else None, tuple(notes))
 

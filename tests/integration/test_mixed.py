@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import TutelageError
+from pipeline.new_model import model_config, model_from_config
+from pipeline.recipe import NewModel
 from teachers.journal import FILE
 from tests.mixed import mixed_settings, scored_model
-from tests.runs import Settings, changed, run_here, write_recipe
+from tests.runs import Settings, changed, distill_settings, run_here, write_recipe
 from tests.servers.chat_server import ChatServer
 from tests.servers.scorer import scorer_of
 from tests.servers.vllm import vllm_python, vllm_server
+from tests.vocabularies import byte_level
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,32 @@ def test_a_private_prompt_is_refused_before_anything_is_sent(world: World) -> No
     with pytest.raises(TutelageError, match=r"teachers\.critic: .*sorting is private and 192\.0\.2\.7 is not"):
         world.run("private", **far)
     assert not world.chat.requests
+
+
+def test_a_server_with_another_tokenizer_says_what_the_model_itself_would(tmp_path: Path) -> None:
+    """Through a server's top-k and in this process: the same tokens are scored, with the same numbers."""
+    other = byte_level(300)
+    shape = NewModel(hidden_size=32, layers=2, heads=2, context=512)
+    model_from_config(model_config(shape, len(other)), other, seed=4).save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    folder = str(tmp_path / "other")
+    align = {"top_k": 8, "least_coverage": 0.01}
+    with ChatServer(scorer=scorer_of(folder)) as server:
+        teachers = {
+            "near": {"kind": "transformers", "model": folder, "dtype": "float32", "align": align},
+            "far": {
+                "kind": "served",
+                "url": server.url,
+                "model": server.manners.model,
+                "tokenizer": folder,
+                "top_k": 20,
+                "align": align,
+            },
+        }
+        settings = changed(distill_settings(tmp_path), {"teachers": teachers, "routing": "all"})
+        found = lines(run_here(write_recipe(tmp_path / "recipe.yaml", settings)), "metrics.jsonl")
+    for line in found:
+        coverage: dict[str, float] = line["coverage"]  # type: ignore[assignment]
+        assert 0 < coverage["near"] == coverage["far"] < 1
+        kl: dict[str, float] = line["kl"]["teacher"]  # type: ignore[index]
+        assert kl["far"] == pytest.approx(kl["near"], rel=0.05)
