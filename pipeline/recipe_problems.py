@@ -48,6 +48,9 @@ class Place:
 def problems_of(error: ValidationError, schema: Any) -> list[Problem]:
     """One problem per mistake. What a model's own validator raised is left out: `recipe_checks` finds the same."""
     details = error.errors(include_url=False)
+    # A list of which an entry is wrong is told to be short of one as well.
+    wrong = {detail["loc"][:-1] for detail in details}
+    details = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in wrong]
     return [_problem(detail, _place(schema, detail["loc"])) for detail in details if detail["type"] != "value_error"]
 
 
@@ -153,7 +156,8 @@ def _problem(detail: ErrorDetails, place: Place) -> Problem:
         case "extra_forbidden":
             return Problem(place.path, _unknown_key(place))
         case "missing":
-            return Problem(place.path, f"is missing; {_remedy(place)}")
+            remedy = _remedy(place)
+            return Problem(place.path, f"is missing; {remedy}" if remedy else "is missing")
         case "union_tag_not_found" | "union_tag_invalid":
             return _kind_problem(detail, place)
     what = _what(detail, "text or " if place.or_text else "")
@@ -221,6 +225,8 @@ def _what(detail: ErrorDetails, text_or: str) -> str:
             return f"holds {len(detail['input'])} entries, {context['min_length']} is the least"
         case "string_too_short":
             return "must not be empty"
+        case "string_pattern_mismatch" if context["pattern"].startswith("^https?"):
+            return f"{shown} is not an address; begin it with http:// or https://"
         case "string_pattern_mismatch":
             return f"{shown} cannot be used"
         case _:

@@ -213,7 +213,7 @@ class Command(Section):
     """
 
     kind: Literal["command"]
-    run: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(min_length=1)
+    run: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(min_length=1, examples=["[python, check.py]"])
     files: Path | None = Field(None, description="a folder that is copied into the scratch folder first")
     answer: str = Field("ANSWER", description="where the answer is written, in the scratch folder")
 
