@@ -323,10 +323,10 @@ def restricted(crossed: Crossed, wanted: Tensor) -> Crossed:
 def to_student(bridge: Bridge, crossed: Crossed, top: TopK, k: int) -> TopK:
     """A teacher's top-k over its own tokens (M rows, its ids) as one over the student's (N rows, the student's ids).
 
-    The realised token keeps its log-probability. An entry that the student lacks goes to the tail. Where fewer than K
-    are left, the places are filled with the rarest of the common entries, each with an equal share of the tail: that is
-    all that is known of them, and a probability of 0 would be punished by the divergence. Entries and tail sum to
-    what they summed to before, 1; nothing is renormalised.
+    On the CPU. The realised token keeps its log-probability. An entry that the student lacks goes to the tail. Where
+    fewer than K are left, the places are filled with the rarest of the common entries, each with an equal share of the
+    tail: that is all that is known of them, and a probability of 0 would be punished by the divergence. Entries and
+    tail sum to what they summed to before, 1; nothing is renormalised.
 
     K is `k`, or `top`'s where that has fewer entries. valid: where a token is the same on both sides and the teacher's
     is valid; elsewhere the rest means nothing.
@@ -375,8 +375,9 @@ def _filled(bridge: Bridge, ids: Tensor, logprobs: Tensor, log_tail: Tensor) -> 
         return ids, logprobs, log_tail
     k = ids.shape[-1]
     candidates = bridge.rarest[: 2 * k]
-    free = ~(ids[:, :, None] == candidates).any(1)
-    chosen = candidates[free.to(torch.int8).argsort(stable=True, descending=True)[:, :k]]
+    row = torch.arange(len(ids))[:, None] << 32  # entries of different rows are different
+    taken = torch.isin(row + candidates, row + ids)
+    chosen = candidates[taken.to(torch.int8).argsort(stable=True)[:, :k]]
     place = (missing.cumsum(-1) - 1).clamp(min=0)
     count = missing.sum(-1)
     spread = len(bridge.ids) - k + count  # the entries that the tail stands for

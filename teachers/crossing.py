@@ -124,22 +124,26 @@ class CrossingTeacher:
 
         The best are taken among the entries that the student has, so that none of the K is lost on the way.
         """
-        lacking = self.bridge.ids[: self.head.size] < 0
+        lacking = (self.bridge.ids[: self.head.size] < 0).to(states.device)
+        lacking_first = (self.bridge.opening[: self.head.size] < 0).to(states.device)
+        labels = labels.to(states.device)
         k = min(self.top_k, len(self.bridge.rarest))
         parts = []
         step = max(_LOGITS_AT_ONCE // self.head.size, 1)
         for start in range(0, max(len(labels), 1), step):  # once where there is nothing, for the shapes
             logits = self.head.logits(weights, states[start : start + step])
-            logprobs = (logits / self.temperature).log_softmax(-1).cpu()
+            if self.temperature != 1.0:  # over a large vocabulary a division is as dear as a softmax
+                logits = logits / self.temperature
+            logprobs = logits.log_softmax(-1)
             common = logprobs.masked_fill(lacking, -torch.inf)
             if opening and start == 0:
-                common[0] = logprobs[0].masked_fill(self.bridge.opening[: self.head.size] < 0, -torch.inf)
+                common[0] = logprobs[0].masked_fill(lacking_first, -torch.inf)
             ids = common.topk(k).indices
             token_logprobs = logprobs.gather(1, labels[start : start + step, None]).squeeze(1)
             kept = logprobs.gather(1, ids)
             parts.append((token_logprobs, ids, kept, logprobs.scatter_(1, ids, -torch.inf).logsumexp(-1)))
-        token_logprobs, ids, kept, log_tail = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return TopK(token_logprobs, ids, kept, log_tail, torch.ones_like(labels, dtype=torch.bool))
+        token_logprobs, ids, kept, log_tail = (torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True))
+        return TopK(token_logprobs, ids, kept, log_tail, torch.ones(len(labels), dtype=torch.bool))
 
     def _answer(self, request_id: str, row: Row, top: TopK) -> Answer | TeacherFailure:
         if bool(top.logprobs[top.valid].isnan().any()):

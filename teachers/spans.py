@@ -270,10 +270,16 @@ def _byte_token(vocabulary: Pieces, byte: int) -> Sequence[int]:
 
 def _parts(text: bytes, marks: Sequence[bytes]) -> list[str | int]:
     """Stretches that the encoder takes, and single bytes."""
-    for mark in marks:
-        if mark in text:
-            before, _, after = text.partition(mark)
-            return [*_parts(before, marks), *mark, *_parts(after, marks)]
+    if not marks:
+        return _valid_parts(text)
+    parts: list[str | int] = []
+    for place, stretch in enumerate(re.split(b"(%s)" % b"|".join(map(re.escape, marks)), text)):
+        parts += stretch if place % 2 else _valid_parts(stretch)
+    return parts
+
+
+def _valid_parts(text: bytes) -> list[str | int]:
+    """Stretches of UTF-8, and single bytes that belong to none."""
     parts: list[str | int] = []
     while text:
         try:

@@ -62,20 +62,10 @@ def sentencepiece(
     size: int = 800, end: str = "</s>", template: str = SPACED_TEMPLATE, unigram: bool = True
 ) -> PreTrainedTokenizerFast:
     """A Llama-2-like tokenizer: ▁ in front of an answer, single bytes for what has no piece."""
+    special = ["<unk>", "<s>", end]
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    special = ["<unk>", "<s>", end, *byte_tokens]
-    trained = Tokenizer(models.Unigram())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    trained.train_from_iterator(
-        sources(),
-        trainers.UnigramTrainer(
-            vocab_size=size - 256, special_tokens=special[:3], unk_token="<unk>", show_progress=False
-        ),
-    )
-    pieces: list[tuple[str, float]] = [
-        (token, score) for token, score in json.loads(trained.to_str())["model"]["vocab"] if token not in special
-    ]
-    scored = [(token, 0.0) for token in special[:3]] + [(token, -20.0) for token in byte_tokens] + pieces
+    pieces = [(token, score) for token, score in _unigram_pieces(size - 256) if token not in special]
+    scored = [(token, 0.0) for token in special] + [(token, -20.0) for token in byte_tokens] + pieces
     if unigram:
         backend = Tokenizer(models.Unigram(scored, unk_id=0, byte_fallback=True))
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -92,8 +82,20 @@ def sentencepiece(
         backend.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special[:3]])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return _wrapped(backend, end, template)
+
+
+@cache
+def _unigram_pieces(size: int) -> list[tuple[str, float]]:
+    """With their log-probabilities."""
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    trained.train_from_iterator(sources(), trainer)
+    return [(token, score) for token, score in json.loads(trained.to_str())["model"]["vocab"]]
 
 
 def _merges(tokens: list[str]) -> Iterator[tuple[str, str]]:

@@ -225,7 +225,7 @@ def test_the_template_decides_over_the_tokenizer() -> None:
     assert not bridge_of(
         byte_level(), sentencepiece(template=TEMPLATE.replace("{{ m.content }}", "\n{{ m.content }}"))
     ).teacher.lead
-    bare = sentencepiece(801)
+    bare = sentencepiece(800, unigram=False)
     bare.chat_template = None
     assert bridge_of(byte_level(), bare).teacher.lead
 

@@ -23,8 +23,8 @@ TOKENIZERS = {
     "characters": tiny_tokenizer,
 }
 HARD = (
-    "", " ", "  \n\n \t ", "▁", "Ġword Ċ", "a\u0301 e\u0301 ﬁ ① ½", "\x00\x7f\r\n", "🙂👩‍💻🏳️‍🌈", "\U0010fffd",
-    "</s> <|end|> <unk>", "İstanbul ǅ ß", "\u200b\ufeff\u2028", "   x = 1   # two",
+    "", " ", "  \n\n \t ", "▁", "a▁" * 3000, "Ġword Ċ", "a\u0301 e\u0301 ﬁ ① ½", "\x00\x7f\r\n", "🙂👩‍💻🏳️‍🌈", 
+    "\U0010fffd", "</s> <|end|> <unk>", "İstanbul ǅ ß", "\u200b\ufeff\u2028", "   x = 1   # two",
 )  # fmt: skip
 
 
