@@ -345,3 +345,18 @@ def test_only_what_is_wanted_is_valid() -> None:
     unsure = TopK(top.token_logprobs, top.ids, top.logprobs, top.log_tail, torch.zeros_like(top.valid))
     assert to_student(bridge, less, top, 4).valid.sum() == len(pairs(less))
     assert not to_student(bridge, less, unsure, 4).valid.any()
+
+
+# ---- ends without a model ----
+
+
+def test_the_special_token_behind_an_answer_closes_it() -> None:
+    tokenizer = tiny_tokenizer()
+    assert closing_token(tokenizer, name="t") == tokenizer.eos_token_id
+    tokenizer.chat_template = TEMPLATE.replace("eos_token", "'<|user|>'")
+    assert closing_token(tokenizer, name="t") == tokenizer.convert_tokens_to_ids("<|user|>")
+    tokenizer.chat_template = None
+    assert closing_token(tokenizer, name="t") == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    with pytest.raises(TeacherError, match=r"^teachers\.t: no token ends an answer; set eos_token in"):
+        closing_token(tokenizer, name="teachers.t")
