@@ -47,7 +47,7 @@ class Alignment(Section):
     """A teacher with another tokenizer: it is scored where its tokens and the student's end at the same bytes."""
 
     top_k: Positive = Field(16, description="of the teacher's entries that are carried over")
-    least_coverage: Fraction = Field(0.5, description="of the student's tokens; below it a run is refused")
+    least_coverage: Fraction = Field(0.4, description="of the student's tokens; below it a run is refused")
 
 
 class TransformersTeacher(TeacherBase):

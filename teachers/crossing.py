@@ -61,6 +61,11 @@ class CrossingTeacher:
     coverage: Coverage = field(default_factory=Coverage)
     signals: frozenset[SignalKind] = frozenset({SignalKind.TOP_K})
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user may want to know, one line each."""
+        return (f"teachers.{self.name}: {self.bridge.note}",)
+
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[str, Answer | TeacherFailure]]:
         """One answer per request: TopK with (N, top_k) entries on the CPU, or a TeacherFailure.
 

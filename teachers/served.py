@@ -34,6 +34,7 @@ class ScoringServer:
         self.name = name
         self._config = config
         self._reader = reader_of(name, config, tools)
+        self.notes = self._reader.notes
         client = Client(name, tools.guard, read_key(name, config.key))
         kind = None if config.server == "auto" else config.server
         self._asker = Asker(name, client, config.model, config.top_k, kind, self._reader.tokenizer)

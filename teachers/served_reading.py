@@ -35,10 +35,11 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """tokenizer: the server's. read: a request as it is asked, or why it cannot be."""
+    """tokenizer: the server's. read: a request as it is asked, or why it cannot be. notes: one line each, for a user."""
 
     tokenizer: PreTrainedTokenizerBase
     read: Callable[[ScoreRequest], Read | TeacherFailure]
+    notes: tuple[str, ...] = ()
 
 
 def reader_of(name: str, config: ServedTeacher, tools: Tools) -> Reader:
@@ -71,4 +72,4 @@ def reader_of(name: str, config: ServedTeacher, tools: Tools) -> Reader:
         question = Question(config.model, prompt, found.token_ids, config.top_k)
         return Read(question, wanted, lambda top: to_student(bridge, pairs, top, align.top_k))
 
-    return Reader(tokenizer, across)
+    return Reader(tokenizer, across, (f"teachers.{name}: {bridge.note}",))
