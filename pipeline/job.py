@@ -36,7 +36,7 @@ from teachers.privileged import Selves
 from teachers.tools import Tools
 from teachers.types import Conversation
 
-WRITTEN_TOGETHER = 8  # steps of teachers' answers; a teacher that writes six rows at a time takes as long as for fifty
+WRITTEN_TOGETHER = 16  # steps of teachers' answers; a teacher that writes six rows at a time takes as long as for fifty
 
 
 @dataclass(frozen=True, eq=False)
