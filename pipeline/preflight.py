@@ -44,9 +44,7 @@ def preflight(job: Job, parts: Parts, loop: Loop) -> None:
         requests = [request_of(asking, rollout, 0) for rollout in rollouts]
         _show(job, list(estimates(job.recipe, asking, requests)))
     if wrong:
-        raise RunError(
-            "\n".join(f"teachers.{name}: {one.what}: {one.text}" for name, one in found if one.good is False)
-        )
+        raise RunError("\n".join(_complaint(name, one) for name, one in found if one.good is False))
 
 
 def _examined(parts: Parts) -> Iterator[tuple[str, Finding]]:
@@ -65,6 +63,10 @@ def _a_few(job: Job, parts: Parts) -> list[Rollout]:
         settings = replace(settings, max_new_tokens=min(SHORT, settings.max_new_tokens))
     prompts = [prompts[0] for _, prompts in sorted(parts.prompts.held_out.items())[:DOMAINS_TRIED] if prompts]
     return student_writer(parts.student.lm, settings, job.recipe.seed)(prompts, 0)
+
+
+def _complaint(name: str, finding: Finding) -> str:
+    return f"teachers.{name}: {finding.what}: {finding.text.removeprefix(f'{finding.what}: ')}"
 
 
 def _show(job: Job, found: list[Estimate]) -> None:

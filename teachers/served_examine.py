@@ -56,6 +56,8 @@ async def _examine_one(asker: Asker, url: str, deadline: float) -> _Seen:
         _context(server),
         await _tokenizer(asker, server, root_of(url), deadline),
     ]
+    if any(finding.what == "model" and finding.good is False for finding in findings):
+        return _Seen(tuple(findings))  # every question would only be told so again
     first = await _score(asker, server, url, 1.0, deadline)
     if isinstance(first, TeacherFailure):
         return _Seen((*findings, _failed(asker, first)))
