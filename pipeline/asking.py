@@ -53,8 +53,8 @@ class Asked:
     """Rows in the order of the rollouts, then those that corrections added.
 
     failures: teacher -> reason -> how often. unanswered: requests that nobody answered. baselines: of grades, for the
-    next step. given: one entry per request, who gave what for it (provenance). judged: counts of what judgments came to.
-    covered: teacher -> how many of the tokens that it was to score it did, and how many these were.
+    next step. given: one entry per request, who gave what for it (provenance). judged: counts of what judgments came
+    to. covered: teacher -> how many of the tokens that it was to score it did, and how many these were.
     """
 
     rows: tuple[Row, ...]

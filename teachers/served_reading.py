@@ -35,7 +35,7 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """tokenizer: the server's. read: a request as it is asked, or why it cannot be. notes: one line each, for a user."""
+    """tokenizer: the server's. read: a request as it is asked, or why it cannot be. notes: for a user, a line each."""
 
     tokenizer: PreTrainedTokenizerBase
     read: Callable[[ScoreRequest], Read | TeacherFailure]
