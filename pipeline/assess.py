@@ -31,9 +31,9 @@ def before(job: Job, parts: Parts) -> dict[str, Scores]:
     scores = {BASE: _remembered(job, BASE, lambda: _evaluate(job, parts, parts.student.lm, everything, BASE))}
     if not isinstance(job.recipe, DistillRecipe):
         return scores
-    scores[SPECIALIST] = {}
     for teacher, domains in main_teachers(job, parts).items():
-        scores[SPECIALIST] |= _remembered(job, f"teacher-{teacher}", _teacher(job, parts, teacher, domains))
+        kept = _remembered(job, f"teacher-{teacher}", _teacher(job, parts, teacher, domains))
+        scores[SPECIALIST] = scores.get(SPECIALIST, {}) | kept
     if "parameter_average" in job.recipe.compare:
         name = "parameter_average"
         scores[name] = _remembered(
