@@ -1,21 +1,32 @@
 """What may leave this machine, and whose outputs may be trained on: found before anything is loaded or sent.
 
-The same is held again when a request is sent (`teachers/client.py`); here it is said early, and all at once.
+A run is private where a source is, and where it begins from a model that was trained on private data: what such a
+model writes may hold what it has read. Its questions go nowhere but to this machine and what the recipe allows. For
+private prompts the same is held again when a request is sent (`teachers/client.py`); here it is said early, and all
+at once. Whatever else would send something away one day, a tracker or a push to a hub, has to ask `origins` first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 
-from pipeline.files import write_json
+from pipeline.errors import RunError
+from pipeline.files import read_json, write_json
 from pipeline.recipe import RecipeBase
+from pipeline.recipe_checks import model_keys, prepared_name
+from pipeline.recipe_file import LoadedRecipe
 from teachers.catalog import lookup
-from teachers.config import ChatTeacher, PluginTeacher, ProvidedBase, Provider, ServedTeacher
-from teachers.guard import Guard, is_loopback
+from teachers.config import ChatTeacher, PluginTeacher, ProgramTeacher, ProvidedBase, Provider, ServedTeacher
+from teachers.guard import Guard, host_of, is_loopback
+from teachers.walls import missing_protection
 
 MARK = "tutelage.json"  # beside an exported model's weights
+TERMS = ("teacher", "asked at", "region", "training on its outputs", "read")  # the columns of `terms`
+
+Where = Callable[..., str]  # a key, part by part -> how a message names it
 
 
 @dataclass(frozen=True)
@@ -26,46 +37,102 @@ class Findings:
     warnings: tuple[str, ...]
 
 
-def guard_of(recipe: RecipeBase) -> Guard:
-    return Guard(recipe.privacy.allowed)
+def _dotted(*key: str) -> str:
+    return ".".join(key)
 
 
-def private_sources(recipe: RecipeBase) -> list[str]:
-    return [name for name, source in recipe.data.sources.items() if source.private]
+def examine_all(loaded: LoadedRecipe) -> Findings:
+    """A recipe and all that it prepares first, each mistake with its file and line."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    for part, prepared in _parts(loaded, {}):
+        found = examine(part.recipe, prepared, part.where)
+        problems += found.problems
+        warnings += found.warnings
+    return Findings(tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(warnings)))
 
 
-def examine(recipe: RecipeBase) -> Findings:
-    """Private prompts that would leave the machine, and teachers whose terms forbid or do not say."""
-    problems = list(_leaks(recipe))
+def _parts(loaded: LoadedRecipe, known: Mapping[str, bool]) -> Iterator[tuple[LoadedRecipe, Mapping[str, bool]]]:
+    """Every recipe in the order in which it runs, with which of the results before it are private."""
+    made = dict(known)
+    for name, inner in loaded.prepared.items():
+        yield from _parts(inner, made)
+        made[name] = is_private(inner, made)
+    yield loaded, made
+
+
+def is_private(loaded: LoadedRecipe, known: Mapping[str, bool]) -> bool:
+    """Whether what a recipe makes is private. known: the results that there are before it runs, by name."""
+    made = dict(known)
+    for name, inner in loaded.prepared.items():
+        made[name] = is_private(inner, made)
+    return bool(origins(loaded.recipe, made))
+
+
+def examine(recipe: RecipeBase, prepared: Mapping[str, bool] | None = None, where: Where = _dotted) -> Findings:
+    """Private text that would leave the machine, and teachers whose terms forbid or do not say.
+
+    prepared: which results of earlier recipes are private, by name. where: how a message names a key.
+    """
+    problems = list(_leaks(recipe, origins(recipe, prepared or {}), where))
     warnings: list[str] = []
     for name, config in recipe.teachers.items():
-        if not isinstance(config, ProvidedBase) or _is_ours(config):
+        if not isinstance(config, ProvidedBase):
             continue
         provider = provider_of(config)
-        read = f" ({', '.join(filter(None, (provider.source, provider.date)))})" if provider.source else ""
+        read = f" ({said})" if (said := _read(provider)) else ""
         if provider.training == "forbidden":
             problems.append(
-                f"teachers.{name}: its terms forbid training on its outputs{read}; use another teacher, or set "
-                f"teachers.{name}.provider.training=allowed if you have an agreement that says otherwise"
+                f"{where('teachers', name)}: its terms forbid training on its outputs{read}; use another teacher, or "
+                f"set teachers.{name}.provider.training=allowed if you have an agreement that says otherwise"
             )
-        elif provider.training in (None, "unknown"):
+        elif provider.training != "allowed" and not _is_ours(config):
             warnings.append(
-                f"teachers.{name}: it is not known whether its terms allow training on its outputs{read}; read them and "
-                f"set teachers.{name}.provider.training"
+                f"{where('teachers', name)}: it is not known whether its terms allow training on its outputs{read}; "
+                f"read them and set teachers.{name}.provider.training"
             )
     return Findings(tuple(problems), tuple(warnings))
 
 
+# ---- who is asked, and where ----
+
+
+def guard_of(recipe: RecipeBase) -> Guard:
+    return Guard(recipe.privacy.allowed)
+
+
 def provider_of(config: ProvidedBase) -> Provider:
-    """What the recipe says of who runs it, and where it says nothing, the catalog."""
+    """What the recipe says of who runs it, and where it says nothing, the catalog.
+
+    When and where the terms were read belongs to what was read: a recipe that says what they are says that as well.
+    """
     entry = lookup(config.model, config.url) if isinstance(config, ChatTeacher | ServedTeacher) else None
-    known = entry.provider.model_dump() if entry is not None else {}
-    said = {key: value for key, value in config.provider.model_dump().items() if value is not None}
-    return Provider(**{**known, **said})
+    said = config.provider
+    if entry is None:
+        return said
+    known = entry.provider
+    terms = said if said.training is not None else known
+    return Provider(
+        region=said.region or known.region,
+        training=terms.training,
+        date=said.date or terms.date,
+        source=said.source or terms.source,
+    )
+
+
+def terms(recipe: RecipeBase) -> list[list[str | None]]:
+    """A row of TERMS for every teacher that somebody runs; None for what is not known."""
+    rows: list[list[str | None]] = []
+    for name, config in recipe.teachers.items():
+        if isinstance(config, ProvidedBase):
+            provider = provider_of(config)
+            hosts = ", ".join(dict.fromkeys(map(host_of, addresses(config)))) or None
+            rows.append([name, hosts, provider.region, provider.training or "unknown", _read(provider) or None])
+    return rows
 
 
 def addresses(config: ProvidedBase) -> tuple[str, ...]:
-    """Where this teacher's questions are sent."""
+    """Where this teacher's questions are sent; nothing where that is not known: a plugin."""
     if isinstance(config, ServedTeacher):
         return config.url
     if isinstance(config, ChatTeacher):
@@ -77,51 +144,129 @@ def addresses(config: ProvidedBase) -> tuple[str, ...]:
 
 def _is_ours(config: ProvidedBase) -> bool:
     urls = addresses(config)
-    return bool(urls) and all(is_loopback(_host(url)) for url in urls)
+    return bool(urls) and all(is_loopback(host_of(url)) for url in urls)
 
 
-def _host(url: str) -> str:
-    from urllib.parse import urlsplit
-
-    return (urlsplit(url).hostname or "").rstrip(".").lower()
+def _read(provider: Provider) -> str:
+    return ", ".join(filter(None, (provider.source, provider.date)))
 
 
-def _leaks(recipe: RecipeBase) -> Iterator[str]:
-    sources = private_sources(recipe)
-    if not sources:
+# ---- what is private, and who would see it ----
+
+
+def private_sources(recipe: RecipeBase) -> list[str]:
+    return [name for name, source in recipe.data.sources.items() if source.private]
+
+
+def private_models(recipe: RecipeBase, prepared: Mapping[str, bool]) -> dict[str, str]:
+    """Key -> model, of all that this recipe loads into this process and that were trained on private data.
+
+    A model on a hub is taken to be what it was when it went there: public, or not seen here.
+    """
+    found: dict[str, str] = {}
+    for key, model in model_keys(recipe.model_dump(mode="json")):
+        name = prepared_name(model)
+        if key[-1] == "tokenizer":  # it was not trained on them
+            continue
+        if prepared.get(name, False) if name is not None else is_marked(Path(model)):
+            found[_dotted(*map(str, key))] = model
+    return found
+
+
+def origins(recipe: RecipeBase, prepared: Mapping[str, bool]) -> list[str]:
+    """What makes a run private, one phrase each; nothing where it is not. prepared: as for `examine`."""
+    models = private_models(recipe, prepared).items()
+    return [
+        *(f"data.sources.{name} is private" for name in private_sources(recipe)),
+        *(f"{key} was trained on private data ({model})" for key, model in models),
+    ]
+
+
+def _leaks(recipe: RecipeBase, private: Sequence[str], where: Where) -> Iterator[str]:
+    if not private:
         return
-    guard = guard_of(recipe)
-    private = f"data.sources.{sources[0]} is private"
+    guard, why = guard_of(recipe), ", ".join(private)
     for name, config in recipe.teachers.items():
+        here = where("teachers", name)
         if isinstance(config, PluginTeacher) and config.provider.region != "local":
             yield (
-                f"teachers.{name}: {private}, and where a plugin sends its questions is not known; if it keeps them on "
+                f"{here}: {why}, and where a plugin sends its questions is not known; if it keeps them on "
                 f"this machine, set teachers.{name}.provider.region=local"
             )
+        unprotected = isinstance(config, ProgramTeacher) and not config.sandbox.required
+        if unprotected and recipe.privacy.mode != "sealed" and (missing := missing_protection()) is not None:
+            yield (
+                f"{here}: {why}, and a program that runs unprotected has a network: {missing}; mend that, or set "
+                "privacy.mode=sealed"
+            )
         if isinstance(config, ProvidedBase):
-            for url in addresses(config):
-                if not guard.may_receive_private(url):
-                    yield (
-                        f"teachers.{name}: {private} and {_host(url)} is not this machine; use a teacher on this machine, "
-                        f"or allow it by privacy.allowed=[{_host(url)}]"
-                    )
+            yield from (f"{here}: {why} and {leak}" for leak in _far(name, config, guard))
 
 
-def mark(recipe: RecipeBase, folder: Path) -> None:
-    """Writes what a model was trained on beside its weights, so that whoever loads it can know."""
+def _far(name: str, config: ProvidedBase, guard: Guard) -> Iterator[str]:
+    """What is wrong with this teacher's addresses, and what to do."""
+    region = config.provider.region
+    for url in addresses(config):
+        host = host_of(url) or url
+        if not guard.may_receive_private(url):
+            yield (
+                f"{host} is not this machine; use a teacher on this machine, or allow it by privacy.allowed=[{host}]"
+            )
+        elif region not in (None, "local") and not guard.names(url):
+            yield (
+                f"{host} passes its questions on, by provider.region: {region}; set teachers.{name}.provider.region="
+                f"local if it does not, or allow it by privacy.allowed=[{host}]"
+            )
+
+
+# ---- the mark ----
+
+
+def mark(recipe: RecipeBase, folder: Path, prepared: Mapping[str, Path] | None = None) -> None:
+    """Writes what a model was trained on beside its weights, so that whoever loads it can know.
+
+    folder: the model's. prepared: the runs whose results it was made with, by name. What was private once stays so.
+    """
+    known = {name: is_marked(run) for name, run in (prepared or {}).items()}
+    sources, models = private_sources(recipe), private_models(recipe, known)
     write_json(
         folder / MARK,
         {
-            "private": bool(private_sources(recipe)),
-            "private_sources": private_sources(recipe),
+            "private": bool(sources or models) or is_marked(folder),
+            "private_sources": sources,
+            "private_models": models,
             "teachers": {
-                name: {"kind": config.kind, **(_terms(config) if isinstance(config, ProvidedBase) else {})}
+                name: {"kind": config.kind, **(_told(provider_of(config)) if isinstance(config, ProvidedBase) else {})}
                 for name, config in recipe.teachers.items()
             },
         },
     )
 
 
-def _terms(config: ProvidedBase) -> dict[str, object]:
-    provider = provider_of(config)
-    return {"training": provider.training or "unknown", "region": provider.region, "source": provider.source}
+def is_marked(folder: Path) -> bool:
+    """Whether the model in this folder was trained on private data, by its own mark or its run's.
+
+    A mark that says nothing of it counts as one that says yes. Raises RunError for one that cannot be read.
+    """
+    return any(_says_private(place / MARK) for place in (folder, folder.parent))
+
+
+def _says_private(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        said = read_json(path)
+    except (OSError, UnicodeDecodeError, JSONDecodeError) as error:
+        raise RunError(
+            f"{path}: cannot be read, and so not whether its model was trained on private data; put it back as it was"
+        ) from error
+    return not isinstance(said, dict) or said.get("private") is not False
+
+
+def _told(provider: Provider) -> dict[str, object]:
+    return {
+        "training": provider.training or "unknown",
+        "region": provider.region,
+        "date": provider.date,
+        "source": provider.source,
+    }
