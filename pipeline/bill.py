@@ -36,8 +36,10 @@ class Saving:
         text = f"the cascade went on to {self.dearest} for {self.reached:,} of {self.questions:,} answers"
         if self.dollars is None:
             return text
-        verb = "saved" if self.dollars >= 0 else "cost"
-        return f"{text}, and {verb} {money(abs(self.dollars))} against asking {self.dearest} about all"
+        difference = money(abs(self.dollars))
+        if self.dollars < 0:
+            return f"{text}, and cost {difference} more than asking {self.dearest} about all"
+        return f"{text}, and saved {difference} against asking {self.dearest} about all"
 
 
 def conclude(desk: Desk, display: Display) -> None:
@@ -97,7 +99,7 @@ def _in_doubt(doubtful: tuple[Doubtful, ...]) -> list[str]:
         reasons = ", ".join(sorted({one.reason for one in own}))
         dollars = money(sum((one.dollars for one in own), FREE))
         lines.append(
-            f"in doubt: {len(own)} attempts at {teacher} ({reasons}) were perhaps charged; they are counted with the "
+            f"in doubt: {len(own)} of the questions to {teacher} ({reasons}); perhaps charged, and counted with the "
             f"most that they can have cost, {dollars}"
         )
     return lines

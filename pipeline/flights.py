@@ -6,9 +6,11 @@ a rule, and no race. So what a step trains on is the same however often the run 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ _ENDS = {
     "wrong_model": "start another run, or accept it with pool.model_change=go_on and --resume",
 }
 REST = 30.0  # seconds
+TOLD_EVERY = 10.0  # seconds
 
 
 @dataclass(eq=False)
@@ -123,10 +126,13 @@ def _asker(loop: Loop, exchange: Exchange, step: int) -> Callable[[Sequence[Roll
     return ask
 
 
-def settle(loop: Loop, flight: Flight, *, rest: float = REST) -> tuple[dict[str, Settled], float]:
+def settle(
+    loop: Loop, flight: Flight, *, rest: float = REST, told_every: float = TOLD_EVERY
+) -> tuple[dict[str, Settled], float]:
     """Everything that was said of a step, and the seconds of waiting. What failed is recorded, so that it stays so.
 
     rest: seconds before a step that too few teachers answered is asked about again, where the recipe wants that.
+    told_every: seconds between the lines that say how it goes.
     Raises RunError where fewer rows than the quorum were answered, or none, and the recipe says to stop.
     """
     exchange, asking = flight.exchange, loop.asking
@@ -134,7 +140,8 @@ def settle(loop: Loop, flight: Flight, *, rest: float = REST) -> tuple[dict[str,
     assert asking is not None
     waited = 0.0
     while True:
-        settled = exchange.settle()
+        with _telling(loop, flight.step, told_every):
+            settled = exchange.settle()
         waited += exchange.waited
         _refuse(loop, flight.step, settled)
         answered = sum(loop.world.gather(sum(bool(found.shares) for found in settled.values())))
@@ -148,6 +155,43 @@ def settle(loop: Loop, flight: Flight, *, rest: float = REST) -> tuple[dict[str,
             loop.folder / "journal", flight.step, {k: v for part in failures for k, v in part.items()}
         )
     return settled, waited
+
+
+def asking_now(loop: Loop) -> dict[str, float]:
+    """How the asking of remote teachers goes: dollars and questions given up so far, those that are at a teacher now
+    (of the next step too, with `staleness`), and those that wait for a turn. Empty where there are none."""
+    courier = loop.asking.pool.courier if loop.asking else None
+    if courier is None:
+        return {}
+    found = courier.snapshot().values()
+    return {
+        "dollars": float(sum(each.dollars for each in found)),
+        "asked": sum(each.under_way for each in found),
+        "queued": sum(each.waiting for each in found),
+        "failed": sum(sum(each.failures.values()) for each in found),
+    }
+
+
+@contextmanager
+def _telling(loop: Loop, step: int, every: float) -> Iterator[None]:
+    """While inside, a line now and then: who waits for a slow teacher should see that it is one."""
+    if not asking_now(loop):
+        yield
+        return
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(every):
+            numbers = "  ".join(f"{name} {value:,.4g}" for name, value in asking_now(loop).items())
+            loop.display.note(f"step {step}, with the teachers:  {numbers}")
+
+    teller = threading.Thread(target=tell, name="telling", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
 
 
 def _refuse(loop: Loop, step: int, settled: Mapping[str, Settled]) -> None:

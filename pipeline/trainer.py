@@ -22,7 +22,7 @@ from pipeline.checkers import check
 from pipeline.errors import RunError
 from pipeline.evaluate import answer_text
 from pipeline.files import append_line
-from pipeline.flights import Flight, Flights, launch, launch_together, settle
+from pipeline.flights import Flight, Flights, asking_now, launch, launch_together, settle
 from pipeline.judgments import Baselines
 from pipeline.loop import Loop, State
 from pipeline.metrics import (
@@ -248,7 +248,9 @@ def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence
     append_line(loop.folder / "metrics.jsonl", line)
     append_line(loop.folder / "timings.jsonl", timings)
     append_line(loop.folder / "samples.jsonl", {"step": step, **_shown(loop, rollouts, step)})
-    loop.display.step(step, steps, _numbers_that_matter(line) | _asking_now(loop, clock))
+    asking = asking_now(loop)
+    waited = {"waited": clock.seconds["waiting"]} if asking else {}
+    loop.display.step(step, steps, _numbers_that_matter(line) | asking | waited)
 
 
 def _shown(loop: Loop, rollouts: Sequence[Rollout], step: int) -> dict[str, Any]:
@@ -281,22 +283,6 @@ def _numbers_that_matter(line: Mapping[str, Any]) -> dict[str, float]:
         if by_domain:
             numbers[name] = sum(by_domain.values()) / len(by_domain)
     return numbers | {"length": line["length"]["mean"], "truncated": line["truncated"], "lr": line["learning_rate"]}
-
-
-def _asking_now(loop: Loop, clock: Clock) -> dict[str, float]:
-    """How the asking of remote teachers goes: dollars and questions given up so far, those on their way (of the next
-    step, with `staleness`), the seconds that this step waited. Nothing where there are none."""
-    courier = loop.asking.pool.courier if loop.asking else None
-    if courier is None:
-        return {}
-    found = courier.snapshot().values()
-    return {
-        "dollars": float(sum(each.dollars for each in found)),
-        "asked": sum(each.under_way for each in found),
-        "queued": sum(each.waiting for each in found),
-        "failed": sum(sum(each.failures.values()) for each in found),
-        "waited": clock.seconds["waiting"],
-    }
 
 
 def _references(loop: Loop, rollouts: Sequence[Rollout]) -> list[Row]:

@@ -339,7 +339,7 @@ def test_each_step_shows_how_the_asking_goes_and_the_end_what_it_came_to(tmp_pat
     assert {"dollars", "asked", "queued", "waited", "loss"} <= numbers.keys()
     assert 0 < float(numbers["dollars"]) <= float(charged(tmp_path / "run"))
     assert "warning: step 1: teachers failed: {'critic': {'broken': 1}}" in text
-    assert "in doubt: 1 attempts at critic (broken) were perhaps charged" in text
+    assert "in doubt: 1 of the questions to critic (broken); perhaps charged" in text
     assert "served instead of critic, the student saves nothing" in text
     assert text.index("what the teachers took") > text.index("step 3/3")
 
@@ -365,7 +365,7 @@ def test_ctrl_c_while_a_teacher_hangs_ends_in_one_line_and_the_run_goes_on(tmp_p
         printed, complaint = process.communicate(timeout=60)  # the teacher would have had most of an hour
         assert process.returncode == 130, printed + complaint
         assert complaint == f"interrupted; go on with: tutelage run {path} --resume\n"
-        assert "in doubt: 16 attempts at critic" in printed
+        assert "in doubt: 16 of the questions to critic" in printed
         server.plan = Plan()
         resumed = run_here(path, resume=True)
         assert_same(resumed, start(tmp_path, settings, "whole"))

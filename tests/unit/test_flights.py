@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from pipeline.recipe_file import load_recipe
 from pipeline.student import load_trainable_state, trainable_state
 from pipeline.trainer import advance, draw_prompts
 from tests.runs import Settings, changed, distill_settings, write_recipe
-from tests.servers.chat_server import ChatServer
+from tests.servers.chat_server import ChatServer, Manners, Plan
 from tests.servers.faults import Fault
 
 STEPS = 4
@@ -88,6 +90,29 @@ def _prompts_of(loop: Loop, step: int) -> list[str]:
     for _ in range(step):
         prompts, mix = draw_prompts(loop, mix)
     return [prompt.prompt_id for prompt in prompts]
+
+
+# ---- waiting ----
+
+
+def test_a_long_wait_says_how_it_goes(tmp_path: Path) -> None:
+    with ChatServer(Manners(slow_seconds=3000), plan=Plan(1.0, 0, (Fault.SLOW,))) as server:
+
+        class Reader(io.StringIO):
+            def write(self, text: str) -> int:
+                if "with the teachers" in text and "asked 4" in text:
+                    server.stopping.set()  # all answers leave now
+                return super().write(text)
+
+        settings = changed(critic_settings(tmp_path, server), {"teachers.critic.limits.timeout": 3000})
+        settings["teachers"]["critic"]["limits"]["deadline"] = 3000
+        said = Reader()
+        with loop_of(tmp_path, settings) as quiet:
+            loop = replace(quiet, display=Display(Console(file=said, width=200)))
+            settled, waited = settle(loop, take_off(loop), told_every=0.01)
+    assert all(found.shares for found in settled.values())
+    assert waited > 0
+    assert "step 1, with the teachers:  dollars 0  asked 4  queued 0  failed 0" in said.getvalue()
 
 
 # ---- too few answers ----
