@@ -19,7 +19,17 @@ from pipeline.recipe import RecipeBase
 from pipeline.recipe_checks import model_keys, prepared_name
 from pipeline.recipe_file import LoadedRecipe
 from teachers.catalog import lookup
-from teachers.config import ChatTeacher, PluginTeacher, ProgramTeacher, ProvidedBase, Provider, ServedTeacher
+from teachers.config import (
+    ChatTeacher,
+    Command,
+    PluginTeacher,
+    ProgramTeacher,
+    ProvidedBase,
+    Provider,
+    PythonTests,
+    ServedTeacher,
+    TeacherConfig,
+)
 from teachers.guard import Guard, host_of, is_loopback
 from teachers.walls import missing_protection
 
@@ -193,14 +203,20 @@ def _leaks(recipe: RecipeBase, private: Sequence[str], where: Where) -> Iterator
                 f"{here}: {why}, and where a plugin sends its questions is not known; if it keeps them on "
                 f"this machine, set teachers.{name}.provider.region=local"
             )
-        unprotected = isinstance(config, ProgramTeacher) and not config.sandbox.required
-        if unprotected and recipe.privacy.mode != "sealed" and (missing := missing_protection()) is not None:
+        if _runs_unprotected(config) and recipe.privacy.mode != "sealed" and (missing := missing_protection()):
             yield (
                 f"{here}: {why}, and a program that runs unprotected has a network: {missing}; mend that, or set "
                 "privacy.mode=sealed"
             )
         if isinstance(config, ProvidedBase):
             yield from (f"{here}: {why} and {leak}" for leak in _far(name, config, guard))
+
+
+def _runs_unprotected(config: TeacherConfig) -> bool:
+    """Whether the answer's own code may run without walls, where there are none."""
+    if not isinstance(config, ProgramTeacher) or config.sandbox.required:
+        return False
+    return isinstance(config.check, PythonTests | Command)
 
 
 def _far(name: str, config: ProvidedBase, guard: Guard) -> Iterator[str]:

@@ -90,7 +90,17 @@ async def _serve(mailbox: socket.socket, pairs: Sequence[Pair]) -> None:
 
 
 def _joiner(host: str, port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    under_way: set[asyncio.Task[None] | None] = set()
+
     async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        under_way.add(task)  # nothing else holds a task that waits for bytes, and it would be collected with its cycle
+        try:
+            await joined(reader, writer)
+        finally:
+            under_way.discard(task)
+
+    async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             far_reader, far_writer = await asyncio.open_connection(host, port)
         except OSError:

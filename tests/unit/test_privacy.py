@@ -107,6 +107,7 @@ def test_a_program_without_walls_may_not_read_them(tmp_path: Path, monkeypatch: 
     assert "bubblewrap is not installed" in problem
     assert not found(recipe(tmp_path, {"privacy.mode": "sealed"}, tests=program)).problems
     assert not found(recipe(tmp_path, tests={"kind": "program", "check": "python_tests"})).problems
+    assert not found(recipe(tmp_path, tests={**program, "check": "answer"})).problems, "no code of the answer's runs"
 
 
 @pytest.mark.parametrize("words", [("run",), ("check",), ("check", "--offline")])
@@ -171,12 +172,8 @@ def test_prepared_recipes_are_examined_and_hand_their_privacy_on(tmp_path: Path)
     assert "teachers.far: student.model was trained on private data (prepared:second)" in problem
     write_recipe(tmp_path / "first.yaml", changed(first, {"data.sources.notes.private": False}))
     assert not found(recipe(tmp_path, changes, far=chat())).problems
-    leaky = {
-        **changed(first, {"method": "distill"}),
-        "teachers": {"away": chat()},
-        "rollout": {"samples_per_prompt": 2},
-    }
-    write_recipe(tmp_path / "first.yaml", leaky)
+    pool = {"teachers": {"away": chat()}, "routing": "all", "rollout": {"samples_per_prompt": 2}}
+    write_recipe(tmp_path / "first.yaml", {**changed(first, {"method": "distill"}), **pool})
     problems = found(recipe(tmp_path, changes, far=chat())).problems
     assert problems[0].startswith(str(tmp_path / "first.yaml") + ":")
     assert "teachers.away: data.sources.notes is private" in problems[0]
