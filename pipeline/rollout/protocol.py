@@ -12,7 +12,6 @@ from typing import Protocol
 from pipeline.recipe import Rollouts
 from pipeline.types import Prompt, Rollout
 
-
 OnFinished = Callable[[Sequence[Rollout]], None]
 
 

@@ -82,7 +82,12 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     moments: list[tuple[Callable[[], bool], float]] = [
         (lambda: size(folder / "prepared" / "first" / "metrics.jsonl") > 0, 0.1),
         (lambda: size(lines) > 0, 0.1),
-        (lambda: any((folder / "checkpoints").glob("*.partial")) or (folder / "checkpoints" / "step-000004").exists(), 0.1),
+        (
+            lambda: (
+                any((folder / "checkpoints").glob("*.partial")) or (folder / "checkpoints" / "step-000004").exists()
+            ),
+            0.1,
+        ),
         (lambda: (folder / "journal" / "step-000007.json").exists(), 0.1),
         (lambda: (folder / "checkpoints" / "step-000011").exists(), 0.0),
         (lambda: (folder / "compare" / "sft_on_teacher_samples" / "run.json").exists(), 0.0),
