@@ -149,7 +149,9 @@ def test_feedback_reaches_the_teacher_that_is_shown_it() -> None:
 def test_what_failed_before_a_restart_fails_again_and_is_not_asked() -> None:
     known = {("far", "a"): TeacherFailure("far", "timeout", retryable=True)}
     post = Post()
-    exchange = Exchange(pool(post, Remote("far"), Remote("other")), Plan(Routes({}, {"far": 1.0}), {"far": "other"}), known)
+    exchange = Exchange(
+        pool(post, Remote("far"), Remote("other")), Plan(Routes({}, {"far": 1.0}), {"far": "other"}), known
+    )
     exchange.submit(request("a"))
     settled = exchange.settle()
     assert post.asked == [("other", "a")]
