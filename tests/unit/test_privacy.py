@@ -16,6 +16,7 @@ from pipeline.privacy import MARK, Findings, examine, examine_all, is_marked, ma
 from pipeline.recipe_file import LoadedRecipe, load_recipe
 from teachers.catalog import catalog
 from teachers.config import ProvidedBase
+from teachers.guard import host_of
 from tests.runs import Settings, changed, run_here, sft_settings, write_recipe
 
 FAR = "http://192.0.2.7:8000/v1"
@@ -76,7 +77,7 @@ def test_an_address_that_is_allowed_by_name_is_not_refused(tmp_path: Path, allow
 def test_a_model_of_the_catalog_is_where_the_catalog_says(tmp_path: Path) -> None:
     name, entry = next(iter(catalog().items()))
     teacher = {"kind": "chat", "model": name, "key": "SOME_KEY"}
-    host = privacy.host_of(entry.url)
+    host = host_of(entry.url)
     assert any(f"{host} is not this machine" in line for line in found(recipe(tmp_path, far=teacher)).problems)
 
 
@@ -264,7 +265,7 @@ def test_what_the_recipe_says_comes_before_the_catalog(tmp_path: Path) -> None:
     assert agreed.date is None, "the catalog's date is of the catalog's terms"
     rows = {str(row[0]): row for row in terms(loaded.recipe)}
     assert rows["silent"][1:4] == [
-        privacy.host_of(entry.url),
+        host_of(entry.url),
         entry.provider.region,
         entry.provider.training or "unknown",
     ]
