@@ -210,7 +210,7 @@ def test_a_cascade_asks_the_dear_one_where_the_cheap_one_is_unsure_and_says_what
         )
         del settings["teachers"]["local"]
         folder = start(tmp_path, settings)
-        unsure = sum(cheap.doubts(request) for request in cheap.requests)
+        unsure = sum(Unsure.doubts(request) for request in cheap.requests)
         assert 0 < questions(dear) == unsure < questions(cheap) == 3 * 12
     samples = [sample["teachers"] for line in read_lines(folder / "provenance.jsonl") for sample in line["samples"]]
     assert len(samples) == 36
