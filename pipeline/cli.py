@@ -70,10 +70,7 @@ def run_command(
             )
         shared = () if journal is None else (f"pool.journal={shlex.quote(str(journal.absolute()))}",)
         loaded = _load(recipe, (*(overrides or ()), *shared))
-        if loaded.recipe.privacy.mode == "sealed":
-            from pipeline.sealed import allowed_addresses, seal
-
-            seal(allowed_addresses(loaded.recipe))
+        _seal(loaded)
         with _display() as display:
             from pipeline.run import run
 
@@ -93,6 +90,7 @@ def check_command(
     """Validate a recipe and resolve all it names, without training."""
     with _one_line_errors(""):
         loaded = _load(recipe, overrides or (), offline=offline)
+        _seal(loaded)
         with _display() as display:
             from pipeline.run import check
 
@@ -147,6 +145,12 @@ def _load(recipe: Path, overrides: Sequence[str], *, offline: bool = False) -> L
     loaded = load_recipe(recipe, overrides)
     set_environment(loaded.recipe.threads, offline=offline)
     return loaded
+
+
+def _seal(loaded: LoadedRecipe) -> None:
+    from pipeline.sealed import seal_if_asked
+
+    seal_if_asked(loaded)
 
 
 def set_environment(threads: int, *, offline: bool) -> None:

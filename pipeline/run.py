@@ -23,9 +23,9 @@ from pipeline.job import Job, Parts, build_loop, load_parts, make_accelerator
 from pipeline.loop import Loop, State
 from pipeline.mixing import MixState
 from pipeline.preflight import preflight
-from pipeline.privacy import examine, mark
+from pipeline.privacy import TERMS, examine_all, mark, terms
 from pipeline.ranks import world_of
-from pipeline.recipe import DistillRecipe, RecipeBase
+from pipeline.recipe import DistillRecipe
 from pipeline.recipe_file import LoadedRecipe
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.student import export
@@ -34,6 +34,7 @@ from pipeline.trainer import advance, peak_bytes, restore_state, train
 
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
     """Runs a recipe to its end and returns its directory. Raises TutelageError for everything a user can mend."""
+    require_lawful(loaded, display)
     return _run(loaded, loaded.output, {}, resume=resume, extend=extend, display=display)
 
 
@@ -80,7 +81,8 @@ def output(inner: LoadedRecipe, folder: Path, name: str) -> Path:
 
 def _finish(job: Job) -> None:
     """Evaluates, trains, evaluates again, compares, exports. What is on disk already is not done again."""
-    require_lawful(job.recipe, job.display)
+    if job.world.is_main:
+        mark(job.recipe, job.folder, job.prepared)  # a run is marked before it learns anything, and stays so
     parts = load_parts(job)
     with ExitStack() as stack:  # however it ends: what it cost is said after the last question is closed
         stack.callback(parts.desk.close)
@@ -107,7 +109,7 @@ def _train_and_judge(job: Job, parts: Parts) -> None:
         export(parts.student, job.folder)
         for kind in ("model", "adapter"):
             if (job.folder / kind).is_dir():
-                mark(job.recipe, job.folder / kind)
+                mark(job.recipe, job.folder / kind, job.prepared)
     job.world.wait()
     scores |= _compared(job, parts, state)
     if job.world.is_main:
@@ -140,9 +142,9 @@ def _compared(job: Job, parts: Parts, state: State) -> dict[str, assess.Scores]:
     return {name: assess.read(folder, f"student-{reached:06d}")}
 
 
-def require_lawful(recipe: RecipeBase, display: Display) -> None:
-    """Raises RunError for private prompts that would leave the machine, and for terms that forbid training."""
-    found = examine(recipe)
+def require_lawful(loaded: LoadedRecipe, display: Display) -> None:
+    """Raises RunError for private text that would leave the machine, and for terms that forbid training."""
+    found = examine_all(loaded)
     for warning in found.warnings:
         display.warn(warning)
     if found.problems:
@@ -157,15 +159,19 @@ def check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) 
 
     Raises TutelageError or TeacherError for what would stop a run.
     """
+    require_lawful(loaded, display)
+    _check(loaded, offline=offline, step=step, display=display)
+
+
+def _check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) -> None:
     _describe(loaded, display)
     if offline:
-        require_lawful(loaded.recipe, display)
         return
     made = {name: output(inner, loaded.output, name) for name, inner in loaded.prepared.items()}
     missing = [name for name, folder in made.items() if status(folder) != "finished"]
     for name in missing:
         with display.nested(name):
-            check(loaded.prepared[name], offline=False, step=False, display=display)
+            _check(loaded.prepared[name], offline=False, step=False, display=display)
     if missing:
         display.note(f"not made yet, and so not checked: what is built on {', '.join(missing)}")
         if step:
@@ -177,7 +183,6 @@ def check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) 
         accelerator = make_accelerator(loaded.recipe)
         world = world_of(accelerator)
         job = Job(loaded, Path(world.gather(scratch)[0]), made, accelerator, world, display)
-        require_lawful(job.recipe, display)
         parts = load_parts(job)
         try:
             _describe_parts(parts, display)
@@ -200,6 +205,8 @@ def _describe(loaded: LoadedRecipe, display: Display) -> None:
     rows += [[f"teacher {name}", config.kind] for name, config in recipe.teachers.items()]
     rows += [["steps", str(recipe.training.steps)], ["prompts per step", str(recipe.training.prompts_per_step)]]
     display.table(str(loaded.path), ["what", "value"], rows)
+    if said := terms(recipe):
+        display.table("who runs the teachers", list(TERMS), said)
 
 
 def _describe_parts(parts: Parts, display: Display) -> None:

@@ -2,6 +2,7 @@
 
 recipe.yaml        the recipe, every default spelled out
 run.json           status, versions, machine
+tutelage.json      whether it learns from private data, and its teachers' terms; beside each model too
 data.json          the fingerprint of its prompts
 metrics.jsonl      a line per step, the same whenever it is run
 timings.jsonl      seconds and memory per step

@@ -56,6 +56,9 @@ QUICK = Shape(1_000, (64, 2), (128, 2), 16, 8, (1, 4, 10), (4,))
 # ---- what is measured: made once, on disk ----
 
 
+PHASES = ("rollout", "teachers", "update")  # of a step; what is waited for is a part of `teachers`
+
+
 def prepare(shape: Shape, folder: Path) -> None:
     """A tokenizer, a student, teachers that differ, and prompts for each of them."""
     from pipeline.cli import set_environment
@@ -159,16 +162,16 @@ def measure(
         job = Job(loaded, Path(place), {}, accelerator, world_of(accelerator), Display(Console(quiet=True)))
         loop = build_loop(job, load_parts(job))
         before = memory("VmRSS")
-        state = State(0, MixState())
+        state, flights = State(0, MixState()), {}
         for _ in range(1 + steps):
-            state = advance(loop, state)
+            state = advance(loop, state, flights)
         timings = [line["seconds"] for line in read_lines(Path(place) / "timings.jsonl")][1:]
         tokens = [line["tokens"] for line in read_lines(Path(place) / "metrics.jsonl")][1:]
     return {
         "teachers": teachers,
         "prompts": prompts,
         "seconds": {name: statistics.median(line[name] for line in timings) for name in timings[0]},
-        "step": statistics.median(sum(line.values()) for line in timings),
+        "step": statistics.median(sum(line[name] for name in PHASES) for line in timings),
         "tokens": statistics.median(tokens),
         "before": before,
         "peak": memory("VmHWM"),
@@ -206,14 +209,14 @@ def memory(name: str) -> int:
 # ---- all of them ----
 
 COLUMNS = (
-    *("teachers", "prompts", "draw s", "rollout s", "teachers s", "update s", "step s"),
+    *("teachers", "prompts", "rollout s", "teachers s", "update s", "step s"),
     *("new tokens/s, rollout", "new tokens/s, step", "GB before", "GB at most"),
 )
 
 
 def row_of(found: Mapping[str, Any]) -> list[str]:
     seconds = found["seconds"]
-    phases = [f"{seconds[name]:.2f}" for name in ("draw", "rollout", "teachers", "update")]
+    phases = [f"{seconds[name]:.2f}" for name in PHASES]
     rates = [f"{found['tokens'] / time:,.0f}" for time in (seconds["rollout"], found["step"])]
     sizes = [f"{found[name] / 1e9:.2f}" for name in ("before", "peak")]
     return [str(found["teachers"]), str(found["prompts"]), *phases, f"{found['step']:.2f}", *rates, *sizes]

@@ -185,7 +185,7 @@ def test_what_the_machine_can_cause_ends_in_one_line(
     work: dict[str, Any], error: BaseException, status: int, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work["error"] = error
-    loaded = SimpleNamespace(recipe=SimpleNamespace(privacy=Privacy()))
+    loaded = SimpleNamespace(recipe=SimpleNamespace(privacy=Privacy()), prepared={})
     monkeypatch.setattr("pipeline.cli._load", lambda *_, **__: loaded)
     result = invoke("run", "r.yaml", "compare=[a b]")
     assert result.exit_code == status

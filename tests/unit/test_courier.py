@@ -533,7 +533,7 @@ def test_a_budget_is_not_exceeded_and_used_up(post: Open) -> None:
     assert len(teacher.asked) == 4
     assert office.ledger.totals()["t"].tokens == 60
     refused = [failure(result) for result in results.values() if isinstance(result, TeacherFailure)]
-    assert {(result.reason, result.retryable) for result in refused} == {("over_budget", False)}
+    assert {(result.reason, result.retryable) for result in refused} == {("budget_spent", False)}
     assert all("200" in result.detail for result in refused)
 
 
@@ -551,7 +551,7 @@ def test_one_teacher_s_empty_budget_does_not_wait_for_another(post: Open) -> Non
 def test_what_is_in_doubt_uses_up_the_budget(post: Open) -> None:
     teacher = Told(otherwise=fails("broken", in_doubt=True))
     office = post(teacher, budget=Budget(tokens=310), limits=Limits(retries=10))
-    assert failure(office.one()).reason == "over_budget"
+    assert failure(office.one()).reason == "budget_spent"
     assert len(teacher.asked) == 2
 
 

@@ -216,6 +216,31 @@ def test_a_run_on_private_data_marks_what_it_exports(tmp_path: Path) -> None:
     assert (said["private"], said["private_models"]) == (True, {"student.model": str(first / "model")})
 
 
+def test_what_is_made_of_a_prepared_private_model_is_marked_and_an_extended_run_stays_so(tmp_path: Path) -> None:
+    settings = changed(sft_settings(tmp_path), {"output": None, "training.steps": 1})
+    write_recipe(tmp_path / "first.yaml", changed(settings, {"data.sources.sorting.private": True}))
+    prepare = {"prepare": {"first": {"recipe": "first.yaml"}}, "student.model": "prepared:first"}
+    output = {"output": str(tmp_path / "second")}
+    second = run_here(write_recipe(tmp_path / "second.yaml", changed(settings, {**prepare, **output})))
+    said = json.loads((second / "model" / MARK).read_text())
+    assert (said["private"], said["private_models"]) == (True, {"student.model": "prepared:first"})
+    path = write_recipe(tmp_path / "third.yaml", changed(settings, {"output": str(tmp_path / "third")}))
+    third = run_here(path, "data.sources.sorting.private=true")
+    assert is_marked(third / "model")
+    run_here(path, "training.steps=2", extend=True)
+    assert json.loads((third / "model" / MARK).read_text())["private"]
+
+
+def test_check_shows_the_terms_and_warns_once(tmp_path: Path) -> None:
+    said = {"region": "eu", "source": "example.com/terms", "date": "2026-11-01"}
+    loaded = recipe(tmp_path, public(), unclear=chat(provider=said))
+    result = CliRunner().invoke(app, ["check", "--offline", str(loaded.path)])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("it is not known whether its terms allow training") == 1
+    (row,) = [line.split() for line in result.stdout.splitlines() if line.split()[:2] == ["unclear", "192.0.2.7"]]
+    assert row == ["unclear", "192.0.2.7", "eu", "unknown", "example.com/terms,", "2026-11-01"]
+
+
 # ---- terms ----
 
 
