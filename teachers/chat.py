@@ -122,7 +122,7 @@ class ChatGrader:
 
     def __init__(self, name: str, config: ChatTeacher, server: Server, instructions: str, guard: Guard) -> None:
         self.name = name
-        self.identity = _identity(config, server.model, instructions)
+        self.identity = _identity(name, config, server.model, instructions)
         self.dialect = Dialect()
         self.noted: Counter[str] = Counter()
         self._config, self._server, self._instructions = config, server, instructions
@@ -329,9 +329,10 @@ def _openai_client(server: Server, http_client: httpx2.AsyncClient) -> AsyncOpen
     return client
 
 
-def _identity(config: ChatTeacher, model: str, instructions: str) -> str:
+def _identity(name: str, config: ChatTeacher, model: str, instructions: str) -> str:
+    """With the teacher's name: two providers may call their models alike, and one's answers are not the other's."""
     gives: list[Gift] = sorted(set(config.gives))
-    return _digest(["chat", model, instructions, gives, config.temperature, config.max_tokens, config.options])
+    return _digest(["chat", name, model, instructions, gives, config.temperature, config.max_tokens, config.options])
 
 
 def _digest(parts: list[Any]) -> str:
