@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -133,6 +134,21 @@ def test_the_server_as_a_process() -> None:
         process.kill()
         process.wait()
         process.stdout.close() if process.stdout else None
+
+
+def test_a_request_that_is_cut_off_in_its_middle_is_no_question(capsys: pytest.CaptureFixture[str]) -> None:
+    """As those of a process that is killed while it asks."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\nContent-Length: 500\r\n\r\n"
+    with ChatServer() as server:
+        address = ("127.0.0.1", int(server.root.rpartition(":")[2]))
+        for sent in (b"", head, head + b'{"model": "gra'):
+            with socket.create_connection(address) as connection:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                assert connection.recv(1) == b""  # closed, and nothing said
+        assert post(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]})
+        assert len(server.requests) == 1
+    assert capsys.readouterr().err == ""
 
 
 # ---- the other role ----

@@ -88,7 +88,13 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
             ),
             0.1,
         ),
-        (lambda: (folder / "journal" / "step-000007.json").exists(), 0.1),
+        # What is written for step 7 goes with the checkpoint of step 8, and who looks may be late.
+        (
+            lambda: (
+                (folder / "journal" / "step-000007.json").exists() or (folder / "checkpoints" / "step-000008").exists()
+            ),
+            0.1,
+        ),
         (lambda: (folder / "checkpoints" / "step-000011").exists(), 0.0),
         (lambda: (folder / "compare" / "sft_on_teacher_samples" / "run.json").exists(), 0.0),
     ]

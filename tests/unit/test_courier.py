@@ -762,8 +762,8 @@ async def hangs(told, request, deadline):
 journal = Journal(Path(sys.argv[1]))
 courier = Courier({"t": Told(otherwise=hangs)}, {"t": Limits()}, journal, Ledger(journal, {}, {"t": None}))
 arrived = queue.SimpleQueue()
-courier.ask("t", question("q"), arrived.put)
 try:
+    courier.ask("t", question("q"), arrived.put)
     arrived.get()
 finally:
     courier.close()
