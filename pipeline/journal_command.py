@@ -13,6 +13,8 @@ from teachers.journal import FILE
 from teachers.prices import money
 from teachers.records import Records, records
 
+_SQLITE = b"SQLite format 3\0"
+
 
 def show_journal(target: Path, *, export: Path | None, prune: bool, display: Display) -> None:
     """target: a run's directory, or a journal's file. export: a file for every attempt as a line of JSON.
@@ -61,13 +63,27 @@ def _list(found: Records, display: Display) -> None:
 
 
 def _export(found: Records, path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_target(path)
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for line in found.lines():
             file.write(json.dumps(line, allow_nan=False) + "\n")
             count += 1
     return count
+
+
+def _refuse_target(path: Path) -> None:
+    """Raises RunError where no file can be, and where one is that holds paid answers."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(f"{path}: {path.parent} is not a folder; name another file for --export") from error
+    if path.is_dir():
+        raise RunError(f"{path}: a folder is there; name a file for --export")
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(_SQLITE)) == _SQLITE:
+                raise RunError(f"{path}: a journal is there, which --export would write over; name another file")
 
 
 def _prune(folder: Path, display: Display) -> None:

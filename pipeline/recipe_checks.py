@@ -173,7 +173,7 @@ def _writers(data: Mapping[str, Any]) -> Iterator[Finding]:
     compare = data.get("compare")
     wanted = [
         *((("answers",),) if data.get("answers") == "teachers" else ()),
-        *((("compare", place),) for place, _ in enumerate(compare if isinstance(compare, list | tuple) else ())),
+        *(("compare", place) for place, _ in enumerate(compare if isinstance(compare, list | tuple) else ())),
     ]
     for name, teacher in section_of(data, "teachers").items() if wanted else ():
         kind = section_of(teacher).get("kind")

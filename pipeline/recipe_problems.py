@@ -225,6 +225,8 @@ def _what(detail: ErrorDetails, text_or: str) -> str:
             return f"holds {len(detail['input'])} entries, {context['min_length']} is the least"
         case "string_too_short":
             return "must not be empty"
+        case "string_pattern_mismatch" if context["pattern"].startswith("^https?") and "@" in str(detail["input"]):
+            return "an address holds no name and no password; export the key, and set `key` to the variable's name"
         case "string_pattern_mismatch" if context["pattern"].startswith("^https?"):
             return f"{shown} is not an address; begin it with http:// or https://"
         case "string_pattern_mismatch":

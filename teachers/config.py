@@ -23,7 +23,8 @@ Positive = Annotated[int, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+", examples=["http://127.0.0.1:8000/v1"])]
+# No name and password before the host: what a recipe says is kept in the run's directory.
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/|$)", examples=["http://127.0.0.1:8000/v1"])]
 KeyVariable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$", description="the environment variable with the key")]
 
 

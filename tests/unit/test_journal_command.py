@@ -135,6 +135,22 @@ def test_nothing_is_pruned_without_a_checkpoint_or_in_a_living_run(folder: Path)
     assert "a file has no checkpoints" in invoke(folder / FILE, "--prune").stderr
 
 
+def test_it_exports_over_no_journal_and_no_folder(folder: Path) -> None:
+    before = (folder / FILE).read_bytes()
+    (folder.parent / "a file").write_text("")
+    for target, words in (
+        (folder / FILE, "a journal is there"),
+        (folder.parent / "for-all.sqlite", "a journal is there"),
+        (folder, "a folder is there"),
+        (folder.parent / "a file" / "all.jsonl", "a file is not a folder"),
+    ):
+        result = invoke(folder, "--export", target, "--prune")
+        assert (result.exit_code, result.stdout) == (1, "")
+        (line,) = result.stderr.splitlines()
+        assert words in line
+    assert (folder / FILE).read_bytes() == before
+
+
 def test_what_is_no_journal_is_one_line(tmp_path: Path) -> None:
     result = invoke(tmp_path)
     assert result.exit_code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -112,3 +113,25 @@ def test_the_words(old: str, new: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://ada:hunter2@10.0.0.1/v1", "https://hunter2@api.example.com"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(url: str, tmp_path: Path) -> None:
+    """A recipe is kept in the run's directory, where no secret may be."""
+    teacher = f"  web: {{kind: chat, model: m, url: '{url}'}}"
+    (tmp_path / "r.yaml").write_text(RICH.replace("  web: {kind: adapter, base: org/b, adapter: org/c}", teacher))
+    with pytest.raises(RecipeError, match=r"no name and no password; export the key, and set `key`") as caught:
+        load_recipe(tmp_path / "r.yaml")
+    assert "teachers.web" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_entry_of_a_list_is_named_with_its_line(tmp_path: Path) -> None:
+    teacher = "  web: {kind: chat, model: m, url: 'http://10.0.0.1/v1?to=a@b'}"
+    (tmp_path / "r.yaml").write_text(RICH.replace("  web: {kind: adapter, base: org/b, adapter: org/c}", teacher))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "r.yaml")
+    assert any(
+        re.search(r"r\.yaml:15: compare\.0: .*teachers\.web is of kind chat", line) for line in caught.value.problems
+    )
+    assert "address" not in str(caught.value)
