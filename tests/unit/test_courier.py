@@ -283,8 +283,16 @@ def test_the_key_knows_who_is_asked_and_what() -> None:
     assert journal_key(Told(identity="ab"), question("c")) != journal_key(Told(identity="a"), question("bc"))
 
 
-def test_the_intent_is_on_the_disk_before_the_question_leaves(post: Open) -> None:
+def test_the_intent_is_on_the_disk_before_the_question_leaves(post: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the disk takes: a question that did not wait would overtake its intent."""
     seen: list[Counter[str]] = []
+    intend = Journal.intend
+
+    def slowly(journal: Journal, *given: Any, **named: Any) -> int:
+        threading.Event().wait(0.1)
+        return intend(journal, *given, **named)
+
+    monkeypatch.setattr(Journal, "intend", slowly)
 
     async def looks(told: Told, request: ScoreRequest, deadline: float) -> Answer:
         seen.append(states(office.file))
