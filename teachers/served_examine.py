@@ -92,6 +92,11 @@ def _failed(asker: Asker, failure: TeacherFailure) -> Finding:
         instead = f"set top_k to {allowed[1]}" if allowed else "set a smaller top_k"
         advice = f"start the server with --max-logprobs {asker.k} (vLLM's flag), or {instead}"
         return Finding("top_k", False, f"top_k: {asker.k} is more than the server allows: {failure.detail}; {advice}")
+    if "echo" in failure.detail:
+        advice = (
+            "it does not score a given text (llama.cpp's own server does not; llama-cpp-python's, vLLM and SGLang do)"
+        )
+        return Finding("logprobs", False, f"{failure.detail}; {advice}")
     what = {"uniform": "uniform", "not_found": "model", "missing_top_k": "top_k", "too_long": "context"}
     named = "reachable" if failure.reason in _NO_ANSWER + _NO_ENTRY else what.get(failure.reason, "logprobs")
     return Finding(named, False, f"{failure.reason}: {failure.detail}")
@@ -117,10 +122,11 @@ async def _tokenizer(asker: Asker, server: Server, root: str, deadline: float) -
     """Whether the server cuts our texts as the student does, where it cuts texts for others."""
     differ = 0
     for text in PROBES:
-        body = {"model": asker.model, "prompt": text, "add_special_tokens": False}
+        # vLLM and SGLang read `prompt`; llama.cpp's server reads `content`, and answers with no tokens where it is not.
+        body = {"model": asker.model, "prompt": text, "add_special_tokens": False, "content": text}
         reply = await asker.client.post(root + "/tokenize", body, private=False, deadline=deadline)
         tokens = None if isinstance(reply, TeacherFailure) else reply.body.get("tokens")
-        if not isinstance(tokens, list):
+        if not isinstance(tokens, list) or not tokens:
             return Finding("tokenizer", None, "the server does not show it; its token ids are taken as the student's")
         differ += tokens != asker.cut(text)
     if differ:
