@@ -65,7 +65,8 @@ async def _examine_one(asker: Asker, url: str, deadline: float) -> _Seen:
     for what, temperature in (("repeat", 1.0), ("temperature", 0.5)):
         again = await _score(asker, server, url, temperature, deadline)
         findings.append(_failed(asker, again) if isinstance(again, TeacherFailure) else _compared(what, first, again))
-    findings.append(Finding("latency", None, f"{first.latency:.2f} s for {first.usage.input} tokens"))
+    said = f"{first.latency:.2f} s for {first.usage.input} tokens"
+    findings.append(Finding("latency", None, said, first.latency))
     return _Seen(tuple(findings), first)
 
 
