@@ -224,6 +224,15 @@ MISTAKES = {
 }
 
 
+def test_a_rubric_of_several_lines_is_no_file() -> None:
+    text = GOOD.replace(
+        "  sorting: {kind: transformers, model: org/sorter}",
+        "  sorting:\n    kind: chat\n    model: deepseek-v4-pro\n    rubric: |\n      Only rhymes count.\n",
+    ).replace("training:", "rollout: {samples_per_prompt: 2}\ntraining:")
+    teacher = load_recipe(write(text), []).recipe.teachers["sorting"]
+    assert teacher.rubric == "Only rhymes count.\n"  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_named_with_its_line(case: str) -> None:
     before, after, where, words = MISTAKES[case]
