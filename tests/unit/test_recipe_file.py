@@ -224,6 +224,18 @@ MISTAKES = {
 }
 
 
+def test_a_teacher_that_only_rewrites_needs_no_second_sample_and_no_ratio() -> None:
+    def asked(gives: str) -> str:
+        chat = f"kind: chat, model: deepseek-v4-pro, gives: {gives}"
+        return GOOD.replace("kind: transformers, model: org/sorter", chat)
+
+    assert load_recipe(write(asked("[rewrite, feedback]")), ["rollout.top_p=0.9"]).recipe.rollout.top_p == 0.9
+    for said in ("score", "[rewrite, score]"):
+        (one,) = problems(asked(said))
+        assert "grades are compared" in one
+        assert any("ratio is undefined" in problem for problem in problems(asked(said), "rollout.top_p=0.9"))
+
+
 def test_a_rubric_of_several_lines_is_no_file() -> None:
     text = GOOD.replace(
         "  sorting: {kind: transformers, model: org/sorter}",
