@@ -8,7 +8,17 @@ from pathlib import Path
 
 from pipeline.asking import local_rows
 from pipeline.comparisons import average
-from pipeline.evaluate import BASE, SPECIALIST, STUDENT, Evaluation, Score, evaluate_model, evaluation_json, table
+from pipeline.evaluate import (
+    BASE,
+    SPECIALIST,
+    STUDENT,
+    Evaluation,
+    Score,
+    evaluate_model,
+    evaluation_json,
+    passes_table,
+    table,
+)
 from pipeline.files import append_line, read_json, read_lines, write_json
 from pipeline.job import Job, Parts
 from pipeline.likeness import divergences
@@ -105,6 +115,9 @@ def conclude(job: Job, scores: Mapping[str, Scores], left: Mapping[str, Mapping[
     write_json(job.folder / "evaluation.json", result)
     columns, rows = table(scores)
     job.display.table("held-out scores", columns, rows)
+    columns, rows = passes_table(scores)
+    if rows:
+        job.display.table("one of k answers passes", columns, rows)
     share = result["share_of_specialists"]
     if share:
         job.display.note(
@@ -129,10 +142,16 @@ def _evaluate(job: Job, parts: Parts, lm: CausalLM, domains: Sequence[str], name
     settings = SamplingSettings.from_recipe(job.recipe.rollout)
     if wanted.max_new_tokens:
         settings = replace(settings, max_new_tokens=wanted.max_new_tokens)
-    with job.display.progress(f"evaluating {name}", sum(map(len, chosen.values()))) as advance:
+    answers = wanted.samples * sum(map(len, chosen.values()))
+    with job.display.progress(f"evaluating {name}", answers) as advance:
         return evaluate_model(
-            lm, chosen, settings=settings, prompts_per_domain=wanted.prompts_per_domain, advance=advance.advance
-        )  # fmt: skip
+            lm,
+            chosen,
+            settings=settings,
+            prompts_per_domain=wanted.prompts_per_domain,
+            samples=wanted.samples,
+            advance=advance.advance,
+        )
 
 
 def _remembered(job: Job, name: str, make: Callable[[], Evaluation]) -> Scores:

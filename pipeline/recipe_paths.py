@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe_checks import Finding, model_keys, prepared_name, section_of
+from pipeline.recipe_problems import any_of, did_you_mean
 from pipeline.yaml_lines import Key
-from teachers.config import RUBRICS
+from teachers.config import RUBRICS, is_text
 
 _DATA_FILE = re.compile(r"\.(jsonl|json|parquet|csv)(\.gz)?$")
 _IN_FILE = re.compile(r"(.+\.py):(\w+)$")
@@ -69,6 +70,8 @@ def _resolved(key: Key, value: str, folders: Folders) -> tuple[str, str]:
     """(the absolute path, "") | (the value, what is wrong) | (the value, "") for what is not a path at all."""
     if key[-1] in ("checker", "use"):
         return _in_file(value, folders, *_DEFINED[str(key[-1])])
+    if key[-1] in ("rubric", "instructions") and is_text(value):
+        return value, ""
     found = _find(value, folders)
     match key[-1]:
         case "path":
@@ -89,6 +92,9 @@ def _resolved(key: Key, value: str, folders: Folders) -> tuple[str, str]:
                 return value, f"{value} is a file; name the model's folder"
     if found is not None:
         return str(found), ""
+    if key[-1] == "rubric":
+        hint = did_you_mean(value, RUBRICS)
+        return value, f"{_absent(what, value, folders)}{hint}, or write {any_of(RUBRICS)}"
     return value, _absent(what, value, folders) if wanted else ""
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import torch
 
 from teachers.alignment import PROBES
+from teachers.catalog import lookup
 from teachers.client import place
+from teachers.guard import is_loopback
+from teachers.prices import price_finding
 from teachers.served_server import Asker, Server, root_of
 from teachers.types import Answer, Finding, TeacherFailure, TopK
+
+if TYPE_CHECKING:
+    from teachers.config import ServedTeacher
 
 _TOKENS = 96  # of our text: enough to see a pattern, and little enough for any context
 # Nats per token. The batch that a question falls into moves the last bits of bf16 by less; other weights by more.
@@ -26,15 +33,15 @@ class _Seen:
     answer: Answer | None = None
 
 
-async def examine(asker: Asker, urls: Sequence[str], deadline: float) -> tuple[Finding, ...]:
+async def examine(asker: Asker, config: ServedTeacher, deadline: float) -> tuple[Finding, ...]:
     """Asks each address for its models, context and tokenizer, and three times for scores of the same text.
 
-    Finds: reachable, model, context, tokenizer, logprobs or top_k or uniform, repeat, temperature, latency, and
-    replicas where there are several addresses.
+    Finds: reachable, model, context, tokenizer, logprobs or top_k or uniform, repeat, temperature, latency, replicas
+    where there are several addresses, and price.
     """
     findings: list[Finding] = []
     answers: dict[str, TopK] = {}
-    for url in urls:
+    for url in config.url:
         seen = await _examine_one(asker, url, deadline)
         findings += seen.findings
         if seen.answer is not None:
@@ -42,7 +49,9 @@ async def examine(asker: Asker, urls: Sequence[str], deadline: float) -> tuple[F
             answers[place(url)] = seen.answer.signal
     if len(answers) > 1:
         findings.append(_replicas(answers))
-    return tuple(findings)
+    known = config.price is not None or lookup(config.model, config.url) is not None
+    here = all(is_loopback(urlsplit(url).hostname or "") for url in config.url)
+    return (*findings, price_finding(asker.name, known=known, here=here))
 
 
 async def _examine_one(asker: Asker, url: str, deadline: float) -> _Seen:
@@ -65,7 +74,8 @@ async def _examine_one(asker: Asker, url: str, deadline: float) -> _Seen:
     for what, temperature in (("repeat", 1.0), ("temperature", 0.5)):
         again = await _score(asker, server, url, temperature, deadline)
         findings.append(_failed(asker, again) if isinstance(again, TeacherFailure) else _compared(what, first, again))
-    findings.append(Finding("latency", None, f"{first.latency:.2f} s for {first.usage.input} tokens"))
+    said = f"{first.latency:.2f} s for {first.usage.input} tokens"
+    findings.append(Finding("latency", None, said, first.latency))
     return _Seen(tuple(findings), first)
 
 
@@ -92,6 +102,11 @@ def _failed(asker: Asker, failure: TeacherFailure) -> Finding:
         instead = f"set top_k to {allowed[1]}" if allowed else "set a smaller top_k"
         advice = f"start the server with --max-logprobs {asker.k} (vLLM's flag), or {instead}"
         return Finding("top_k", False, f"top_k: {asker.k} is more than the server allows: {failure.detail}; {advice}")
+    if "echo" in failure.detail:
+        advice = (
+            "it does not score a given text (llama.cpp's own server does not; llama-cpp-python's, vLLM and SGLang do)"
+        )
+        return Finding("logprobs", False, f"{failure.detail}; {advice}")
     what = {"uniform": "uniform", "not_found": "model", "missing_top_k": "top_k", "too_long": "context"}
     named = "reachable" if failure.reason in _NO_ANSWER + _NO_ENTRY else what.get(failure.reason, "logprobs")
     return Finding(named, False, f"{failure.reason}: {failure.detail}")
@@ -117,10 +132,11 @@ async def _tokenizer(asker: Asker, server: Server, root: str, deadline: float) -
     """Whether the server cuts our texts as the student does, where it cuts texts for others."""
     differ = 0
     for text in PROBES:
-        body = {"model": asker.model, "prompt": text, "add_special_tokens": False}
+        # vLLM and SGLang read `prompt`; llama.cpp's server reads `content`, and answers with no tokens where it is not.
+        body = {"model": asker.model, "prompt": text, "add_special_tokens": False, "content": text}
         reply = await asker.client.post(root + "/tokenize", body, private=False, deadline=deadline)
         tokens = None if isinstance(reply, TeacherFailure) else reply.body.get("tokens")
-        if not isinstance(tokens, list):
+        if not isinstance(tokens, list) or not tokens:
             return Finding("tokenizer", None, "the server does not show it; its token ids are taken as the student's")
         differ += tokens != asker.cut(text)
     if differ:

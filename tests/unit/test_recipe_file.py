@@ -202,6 +202,19 @@ MISTAKES = {
         "12: prepare.base.recipe",
         ["no.yaml"],
     ),
+    "no such rubric": (
+        "kind: transformers, model: org/sorter",
+        "kind: chat, model: deepseek-v4-pro, rubric: maths",
+        "10: teachers.sorting.rubric",
+        ["did you mean math?", "chat, math or code"],
+    ),
+    "feedback that nobody gives": (
+        "{kind: transformers, model: org/sorter}",
+        "{kind: chat, model: m, url: 'http://127.0.0.1:8', gives: score}\n"
+        "  own: {kind: self, sees: 'feedback:sorting'}",
+        "11: teachers.own.sees",
+        ["teachers.sorting.gives"],
+    ),
     "full support": (
         "training:",
         "objective: {divergence: policy_gradient}\nrollout:\n  top_p: 0.9\ntraining:",
@@ -209,6 +222,27 @@ MISTAKES = {
         ["policy_gradient", "to 1"],
     ),
 }
+
+
+def test_a_teacher_that_only_rewrites_needs_no_second_sample_and_no_ratio() -> None:
+    def asked(gives: str) -> str:
+        chat = f"kind: chat, model: deepseek-v4-pro, gives: {gives}"
+        return GOOD.replace("kind: transformers, model: org/sorter", chat)
+
+    assert load_recipe(write(asked("[rewrite, feedback]")), ["rollout.top_p=0.9"]).recipe.rollout.top_p == 0.9
+    for said in ("score", "[rewrite, score]"):
+        (one,) = problems(asked(said))
+        assert "grades are compared" in one
+        assert any("ratio is undefined" in problem for problem in problems(asked(said), "rollout.top_p=0.9"))
+
+
+def test_a_rubric_of_several_lines_is_no_file() -> None:
+    text = GOOD.replace(
+        "  sorting: {kind: transformers, model: org/sorter}",
+        "  sorting:\n    kind: chat\n    model: deepseek-v4-pro\n    rubric: |\n      Only rhymes count.\n",
+    ).replace("training:", "rollout: {samples_per_prompt: 2}\ntraining:")
+    teacher = load_recipe(write(text), []).recipe.teachers["sorting"]
+    assert teacher.rubric == "Only rhymes count.\n"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("case", MISTAKES)
