@@ -151,7 +151,7 @@ def require_lengths(
         for place in np.flatnonzero(prompts.sizes[:, 0] + around > limit):
             prompt = prompts[int(place)]
             length = len(render(prompt.conversation))
-            begins = f"leave the prompt out; it begins {_beginning(prompt.conversation)!r}"
+            begins = f"leave the prompt out; it begins {beginning(prompt.conversation)!r}"
             if length > most:
                 raise DataError(
                     f"data.sources.{prompt.source}: a prompt has {length} tokens, data.max_prompt_tokens is {most}: "
@@ -165,11 +165,14 @@ def require_lengths(
 
 
 def require_references(prompt_sets: PromptSets, length: Callable[[Prompt], int], context: int) -> None:
-    """Raises DataError where a training prompt and its reference have more than `context` tokens together.
+    """Raises DataError where a training prompt has no reference, or more than `context` tokens together with it.
 
-    length: of both. A token is at least a byte, so only long ones are counted.
+    length: of both; raises DataError where there is no reference. A token is at least a byte, so only long ones are
+    counted.
     """
     for prompts in prompt_sets.train.values():
+        for place in np.flatnonzero(prompts.sizes[:, 1] == 0):
+            length(prompts[int(place)])
         around = (
             length(replace(prompts[0], conversation=_emptied(prompts[0].conversation), reference="")) + SPARE_TOKENS
         )
@@ -178,7 +181,7 @@ def require_references(prompt_sets: PromptSets, length: Callable[[Prompt], int],
             if (found := length(prompt)) > context:
                 raise DataError(
                     f"data.sources.{prompt.source}: a prompt and its answer have {found} tokens, and the model's "
-                    f"context is {context}: leave it out; it begins {_beginning(prompt.conversation)!r}"
+                    f"context is {context}: leave it out; it begins {beginning(prompt.conversation)!r}"
                 )
 
 
@@ -313,7 +316,8 @@ def _emptied(conversation: Conversation) -> Conversation:
     return replace(conversation, messages=tuple(replace(message, content="") for message in conversation.messages))
 
 
-def _beginning(conversation: Conversation) -> str:
+def beginning(conversation: Conversation) -> str:
+    """The first words of a prompt, for messages about it."""
     text = conversation.text if isinstance(conversation, RawText) else conversation.messages[-1].content
     return text if len(text) <= 40 else f"{text[:40]}..."
 
