@@ -229,7 +229,9 @@ def _with_lora(model: nn.Module, tune: recipe.LoraTuning, seed: int) -> PeftMode
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers renames
+                wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
         except ValueError as error:
             raise ModelError(f"student.tune.targets: {targets!r} does not fit this model: {_line(error)}") from error
     _refuse_targets(wrapped)

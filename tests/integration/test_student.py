@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -257,6 +258,7 @@ def test_autocast_trains_fp32_weights(folders: dict[str, str]) -> None:
 
 TWO_PROCESSES = """
 import sys
+import warnings
 import torch
 from accelerate import Accelerator
 from tests.integration.test_student import LENGTHS, TWO_PROCESS_CASES, batch_of, student_of
@@ -384,6 +386,12 @@ def test_merging_in_bfloat16_rounds_once(folders: dict[str, str]) -> None:
     )
     weight = merged(student.lm.model).model.layers[0].self_attn.q_proj.weight
     assert torch.equal(weight, exact.float().bfloat16())
+
+
+def test_loading_a_student_warns_of_nothing(folders: dict[str, str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        student_of(folders["qwen3"], "lora", gradient_checkpointing=True)
 
 
 def test_lora_leaves_the_base_untouched(folders: dict[str, str]) -> None:
