@@ -153,8 +153,6 @@ def load_student(
     Raises:
         ModelError: what cannot be loaded or cannot be trained as the recipe asks.
     """
-    if config.dtype == "float16":
-        raise ModelError("student.dtype: gradients overflow in float16; use bfloat16 or float32")
     template = None if config.chat_template is None else _read_template(config.chat_template)
     try:
         lm = load_causal_lm(

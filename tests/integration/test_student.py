@@ -495,11 +495,10 @@ def test_targets_that_cannot_be_adapted_are_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_float16_and_a_missing_template_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
-    for settings, words in (({"dtype": "float16"}, "bfloat16"), ({"chat_template": tmp_path / "no.jinja"}, "no.jinja")):
-        config = recipe.Student(model="m", **settings)
-        with pytest.raises(ModelError, match=words):
-            load_student(config, model_path=folders["qwen3"], seed=0, chunk_bytes=1 << 20, device=CPU)
+def test_a_missing_template_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    config = recipe.Student(model="m", chat_template=tmp_path / "no.jinja")
+    with pytest.raises(ModelError, match=r"no\.jinja"):
+        load_student(config, model_path=folders["qwen3"], seed=0, chunk_bytes=1 << 20, device=CPU)
 
 
 def test_files_that_are_not_there_are_named_in_one_line(tmp_path: Path) -> None:
