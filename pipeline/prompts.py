@@ -17,6 +17,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from pipeline.checkers import last_number
 from pipeline.errors import DataError
 from pipeline.recipe import Data, DatasetSource, Source, TaskSource
 from pipeline.tables import Example, find_layout, open_table, reader
@@ -213,6 +214,7 @@ def _scan_table(source: DatasetSource, name: str, held_out: int, folder: Path) -
         prompt_id = prompt_hash(name, example.conversation, example.reference)
         if prompt_id not in seen:
             seen.add(prompt_id)
+            _require_judgeable(source, name, example.reference)
             digest.update(_hash([prompt_id, str(example.domain), str(example.privileged)], 16))
             numbers.append(number)
             ids.append(prompt_id)
@@ -242,6 +244,7 @@ def _scan_tasks(source: TaskSource, name: str, held_out: int, folder: Path, seed
         for question, answer in pairs:
             chat = Chat((Message("user", question),))
             example = Example(chat if source.as_chat else RawText(question), answer, source.task, None)
+            _require_judgeable(source, name, answer)
             yield _prompt(example, source, name, checker)
 
     distinct = tuple({prompt.prompt_id: prompt for prompt in prompts(source.count, seed, "train")}.values())
@@ -271,6 +274,16 @@ def _prompt(example: Example, source: Source, name: str, checker: str) -> Prompt
         private=source.private,
         checker=checker,
     )
+
+
+def _require_judgeable(source: Source, name: str, reference: str | None) -> None:
+    """Raises DataError for a reference that the source's checker could not compare an answer with, hours into a run."""
+    if source.checker == "numeric" and reference is not None and last_number(reference) is None:
+        short = reference if len(reference) <= 40 else f"...{reference[-40:]}"
+        raise DataError(
+            f"data.sources.{name}: the answer {short!r} has no number, and the checker is numeric: "
+            "leave its prompt out, or set checker to exact or a file's function"
+        )
 
 
 def _checker_path(checker: str, folder: Path) -> str:
