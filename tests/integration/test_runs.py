@@ -154,6 +154,33 @@ def test_prepared_recipes_run_once(tmp_path: Path) -> None:
     assert (inner / "run.json").stat().st_mtime_ns == made
 
 
+def test_an_extension_prepares_more_and_leaves_what_was_prepared(tmp_path: Path) -> None:
+    """Another teacher may be made for it; the recipe of one that is made may not change, here or in its own file."""
+    first = changed(sft_settings(tmp_path), {"output": None, "training.steps": 1})
+    write_recipe(tmp_path / "first.yaml", first)
+    settings = {**distill_settings(tmp_path), "prepare": {"first": {"recipe": "first.yaml", "set": {"seed": 1}}}}
+    settings["student"] = {"model": "prepared:first"}
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    folder = run_here(path)
+    with pytest.raises(RunError, match=r"changed since this run started: prepare\.first\.set\.seed;"):
+        run_here(path, "prepare.first.set.seed=2", "training.steps=4", extend=True)
+    write_recipe(tmp_path / "first.yaml", changed(first, {"training.learning_rate": 0.5}))
+    with pytest.raises(RunError, match=r"first: .*changed since this run started: training\.learning_rate;"):
+        run_here(path, "training.steps=4", extend=True)
+    write_recipe(tmp_path / "first.yaml", first)
+    more = changed(
+        settings,
+        {
+            "prepare.second": {"recipe": "first.yaml", "set": {"student.model": "prepared:first"}},
+            "teachers.sorting.model": "prepared:second",
+            "training.steps": 4,
+        },
+    )
+    run_here(write_recipe(path, more), extend=True)
+    assert len(metrics(folder)) == 4
+    assert (folder / "prepared" / "second" / "model").is_dir()
+
+
 def test_the_baselines_stand_beside_the_student(tmp_path: Path) -> None:
     settings = {**distill_settings(tmp_path), "compare": ["parameter_average", "sft_on_teacher_samples"]}
     folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
