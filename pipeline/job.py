@@ -111,7 +111,7 @@ def load_parts(job: Job) -> Parts:
         context=student.lm.context,
         new=recipe.rollout.max_new_tokens if written else 0,
     )
-    if isinstance(recipe, SftRecipe) and recipe.answers == "reference":
+    if _learns_references(recipe):
         require_references(prompts, lambda prompt: reference_length(prompt, student.lm), student.lm.context)
     averages = averages_of(student, recipe.teachers.values())
     selves = selves_of(student, averages)
@@ -129,6 +129,13 @@ def load_parts(job: Job) -> Parts:
         temperature=recipe.rollout.temperature,
     )
     return Parts(student, averages, selves, pool, prompts, desk)
+
+
+def _learns_references(recipe: SftRecipe | DistillRecipe) -> bool:
+    """Whether the prompts' references are trained on, alone or beside what the teachers say."""
+    if isinstance(recipe, DistillRecipe):
+        return recipe.objective.reference > 0
+    return recipe.answers == "reference"
 
 
 def _tools(job: Job, student: Student) -> Tools:

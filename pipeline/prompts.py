@@ -17,6 +17,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from pipeline.checkers import last_number
 from pipeline.errors import DataError
 from pipeline.recipe import Data, DatasetSource, Source, TaskSource
 from pipeline.tables import Example, find_layout, open_table, reader
@@ -151,7 +152,7 @@ def require_lengths(
         for place in np.flatnonzero(prompts.sizes[:, 0] + around > limit):
             prompt = prompts[int(place)]
             length = len(render(prompt.conversation))
-            begins = f"leave the prompt out; it begins {_beginning(prompt.conversation)!r}"
+            begins = f"leave the prompt out; it begins {beginning(prompt.conversation)!r}"
             if length > most:
                 raise DataError(
                     f"data.sources.{prompt.source}: a prompt has {length} tokens, data.max_prompt_tokens is {most}: "
@@ -165,11 +166,14 @@ def require_lengths(
 
 
 def require_references(prompt_sets: PromptSets, length: Callable[[Prompt], int], context: int) -> None:
-    """Raises DataError where a training prompt and its reference have more than `context` tokens together.
+    """Raises DataError where a training prompt has no reference, or more than `context` tokens together with it.
 
-    length: of both. A token is at least a byte, so only long ones are counted.
+    length: of both; raises DataError where there is no reference. A token is at least a byte, so only long ones are
+    counted.
     """
     for prompts in prompt_sets.train.values():
+        for place in np.flatnonzero(prompts.sizes[:, 1] == 0):
+            length(prompts[int(place)])
         around = (
             length(replace(prompts[0], conversation=_emptied(prompts[0].conversation), reference="")) + SPARE_TOKENS
         )
@@ -178,7 +182,7 @@ def require_references(prompt_sets: PromptSets, length: Callable[[Prompt], int],
             if (found := length(prompt)) > context:
                 raise DataError(
                     f"data.sources.{prompt.source}: a prompt and its answer have {found} tokens, and the model's "
-                    f"context is {context}: leave it out; it begins {_beginning(prompt.conversation)!r}"
+                    f"context is {context}: leave it out; it begins {beginning(prompt.conversation)!r}"
                 )
 
 
@@ -210,6 +214,7 @@ def _scan_table(source: DatasetSource, name: str, held_out: int, folder: Path) -
         prompt_id = prompt_hash(name, example.conversation, example.reference)
         if prompt_id not in seen:
             seen.add(prompt_id)
+            _require_judgeable(source, name, example.reference)
             digest.update(_hash([prompt_id, str(example.domain), str(example.privileged)], 16))
             numbers.append(number)
             ids.append(prompt_id)
@@ -239,6 +244,7 @@ def _scan_tasks(source: TaskSource, name: str, held_out: int, folder: Path, seed
         for question, answer in pairs:
             chat = Chat((Message("user", question),))
             example = Example(chat if source.as_chat else RawText(question), answer, source.task, None)
+            _require_judgeable(source, name, answer)
             yield _prompt(example, source, name, checker)
 
     distinct = tuple({prompt.prompt_id: prompt for prompt in prompts(source.count, seed, "train")}.values())
@@ -268,6 +274,16 @@ def _prompt(example: Example, source: Source, name: str, checker: str) -> Prompt
         private=source.private,
         checker=checker,
     )
+
+
+def _require_judgeable(source: Source, name: str, reference: str | None) -> None:
+    """Raises DataError for a reference that the source's checker could not compare an answer with, hours into a run."""
+    if source.checker == "numeric" and reference is not None and last_number(reference) is None:
+        short = reference if len(reference) <= 40 else f"...{reference[-40:]}"
+        raise DataError(
+            f"data.sources.{name}: the answer {short!r} has no number, and the checker is numeric: "
+            "leave its prompt out, or set checker to exact or a file's function"
+        )
 
 
 def _checker_path(checker: str, folder: Path) -> str:
@@ -313,7 +329,8 @@ def _emptied(conversation: Conversation) -> Conversation:
     return replace(conversation, messages=tuple(replace(message, content="") for message in conversation.messages))
 
 
-def _beginning(conversation: Conversation) -> str:
+def beginning(conversation: Conversation) -> str:
+    """The first words of a prompt, for messages about it."""
     text = conversation.text if isinstance(conversation, RawText) else conversation.messages[-1].content
     return text if len(text) <= 40 else f"{text[:40]}..."
 

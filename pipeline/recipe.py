@@ -14,10 +14,11 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo,
 from pipeline.codebase.types import Language, TaskName
 from pipeline.recipe_checks import disagreements
 from pipeline.types import Divergence, Losses
-from teachers.config import MAX_TEACHERS, Budget, Dtype, Price, RepositorySuite, Section, TeacherConfig
+from teachers.config import MAX_TEACHERS, Budget, Price, RepositorySuite, Section, TeacherConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="letters, digits, - and _")]
 
@@ -76,7 +77,9 @@ class Student(Section):
     model: Model = Field(description="hub name, local folder, prepared:NAME, or a new model's shape")
     revision: str | None = None
     tune: Tuning = FullTuning()
-    dtype: Dtype = Field("float32", description="of the weights; bfloat16 suits LoRA, whose adapter stays in float32")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the weights; bfloat16 suits LoRA, whose adapter stays in float32"
+    )
     gradient_checkpointing: bool = False
     chat_template: Path | None = Field(None, description="a Jinja file, instead of the tokenizer's own template")
 
@@ -419,7 +422,7 @@ class Training(Section):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     clip_norm: float = Field(1.0, gt=0)
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16: products in bf16 over fp32 weights")
     checkpoint_every: Positive = 25

@@ -26,7 +26,8 @@ from pipeline.preflight import preflight
 from pipeline.privacy import TERMS, examine_all, mark, terms
 from pipeline.ranks import world_of
 from pipeline.recipe import DistillRecipe
-from pipeline.recipe_file import LoadedRecipe
+from pipeline.recipe_checks import model_keys
+from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.student import export
 from pipeline.trainer import advance, peak_bytes, restore_state, train
@@ -160,23 +161,31 @@ def check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) 
     Raises TutelageError or TeacherError for what would stop a run.
     """
     require_lawful(loaded, display)
-    _check(loaded, offline=offline, step=step, display=display)
+    _check(loaded, loaded.output, {}, offline=offline, step=step, display=display)
 
 
-def _check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) -> None:
-    _describe(loaded, display)
+def _check(
+    loaded: LoadedRecipe, folder: Path, names: Mapping[str, Path], *, offline: bool, step: bool, display: Display
+) -> None:
+    """folder: where its run is, or would be. names: those of what enclosing recipes prepare before it."""
+    _describe(loaded, folder, display)
     if offline:
         return
-    made = {name: output(inner, loaded.output, name) for name, inner in loaded.prepared.items()}
-    missing = [name for name, folder in made.items() if status(folder) != "finished"]
-    for name in missing:
-        with display.nested(name):
-            _check(loaded.prepared[name], offline=False, step=False, display=display)
+    made = {**names}
+    for name, inner in loaded.prepared.items():
+        place = output(inner, folder, name)
+        if status(place) != "finished":
+            with display.nested(name):
+                _check(inner, place, made, offline=False, step=False, display=display)
+        made[name] = place
+    needed = {prepared_name(model) for _, model in model_keys(loaded.data)}
+    missing = [name for name, place in made.items() if name in needed and status(place) != "finished"]
     if missing:
-        display.note(f"not made yet, and so not checked: what is built on {', '.join(missing)}")
+        display.note(f"not made yet: {', '.join(missing)}; so this recipe's own models and prompts are not tried")
         if step:
             raise RunError(
-                f"--step needs the prepared models: make {', '.join(missing)} with `tutelage run {loaded.path}` first"
+                f"--step needs models that are not made yet: {', '.join(missing)}; start `tutelage run {loaded.path}`, "
+                "which makes them first"
             )
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -196,9 +205,9 @@ def _check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display)
         world.wait()  # the main process's folder is everybody's
 
 
-def _describe(loaded: LoadedRecipe, display: Display) -> None:
+def _describe(loaded: LoadedRecipe, folder: Path, display: Display) -> None:
     recipe = loaded.recipe
-    rows: list[list[str | float | None]] = [["method", recipe.method], ["output", str(loaded.output)]]
+    rows: list[list[str | float | None]] = [["method", recipe.method], ["output", str(folder)]]
     rows += [[f"prepare {name}", str(inner.path)] for name, inner in loaded.prepared.items()]
     rows += [["student", str(recipe.student.model)], ["tune", recipe.student.tune.kind]]
     rows += [[f"source {name}", source.kind] for name, source in recipe.data.sources.items()]

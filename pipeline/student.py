@@ -153,8 +153,6 @@ def load_student(
     Raises:
         ModelError: what cannot be loaded or cannot be trained as the recipe asks.
     """
-    if config.dtype == "float16":
-        raise ModelError("student.dtype: gradients overflow in float16; use bfloat16 or float32")
     template = None if config.chat_template is None else _read_template(config.chat_template)
     try:
         lm = load_causal_lm(
@@ -229,7 +227,9 @@ def _with_lora(model: nn.Module, tune: recipe.LoraTuning, seed: int) -> PeftMode
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers renames
+                wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
         except ValueError as error:
             raise ModelError(f"student.tune.targets: {targets!r} does not fit this model: {_line(error)}") from error
     _refuse_targets(wrapped)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from pipeline.errors import DataError
+from pipeline.prompts import beginning
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import OnFinished, SamplingSettings
 from pipeline.types import Prompt, Rollout
@@ -64,8 +65,9 @@ def reference_rollout(prompt: Prompt, lm: CausalLM) -> Rollout:
     """A prompt's reference as a completion that ends."""
     if prompt.reference is None:
         raise DataError(
-            f"source {prompt.source}: a prompt has no reference answer to train on; "
-            f"set data.sources.{prompt.source}.columns.answer, or use method: distill"
+            f"data.sources.{prompt.source}: a prompt has no reference answer to train on: set "
+            f"data.sources.{prompt.source}.columns.answer, or leave the prompt out; it begins "
+            f"{beginning(prompt.conversation)!r}"
         )
     prompt_ids = render(prompt.conversation, lm.tokenizer)
     answer = _reference_ids(prompt, prompt_ids, lm)

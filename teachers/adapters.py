@@ -54,7 +54,7 @@ def build(name: str, config: AdapterTeacher, models: Models) -> HiddenStateTeach
     with running():
         # One key for all adapters that leave the head alone: their positions are then one group.
         own = adapter if _has_own_head(model, adapter) else None
-        head = find_head(model, models.student.vocab_size, key=" ".join(filter(None, (*key, own))))
+        head = find_head(model, models.student.vocab_size, key=" ".join(filter(None, (*key, own))), called=where(name))
     return models.teacher(config, lm, head, running)
 
 

@@ -14,6 +14,7 @@ from teachers.bridge import Bridge, Crossed, bridge_models, cross, restricted, t
 from teachers.caching import eval_mode
 from teachers.causal_lm import CausalLM, last_hidden, model_key, render
 from teachers.heads import find_head
+from teachers.models import where
 from teachers.scoring import Row, Running, predicting_states, scored_tokens
 from teachers.switching import adapters_disabled, is_adapted
 from teachers.types import Answer, Head, HeadWeights, ScoreRequest, SignalKind, TeacherFailure, TopK, Usage
@@ -170,7 +171,7 @@ def build(name: str, config: TransformersTeacher, models: Models, temperature: f
     lm = models.get(key, name)
     running: Running = partial(adapters_disabled, lm.model) if is_adapted(lm.model) else nullcontext
     with running():
-        head = find_head(lm.model, lm.vocab_size, key=" ".join(filter(None, key)))
+        head = find_head(lm.model, lm.vocab_size, key=" ".join(filter(None, key)), called=where(name))
     return CrossingTeacher(
         name=name,
         lm=lm,

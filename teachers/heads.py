@@ -27,11 +27,12 @@ _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_ca
 _NOISE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def find_head(model: nn.Module, vocab_size: int, key: str) -> Head:
+def find_head(model: nn.Module, vocab_size: int, key: str, *, called: str | None = None) -> Head:
     """The head of a transformers causal LM, or of the peft model around one with its active adapter.
 
     Proven: `head.logits` of the last hidden states equals the model's own logits on a few tokens. The head refers to
     the model's parameters, so it follows what training does to them, and gradients reach those that are trained.
+    key: equal ones mean equal heads. called: the model in messages, where the key does not say it.
 
     Raises:
         TeacherError: the logits are not head(hidden) in a way known here, or an adapter stands on the head.
@@ -50,10 +51,10 @@ def find_head(model: nn.Module, vocab_size: int, key: str) -> Head:
     architecture = type(unwrapped(model)).__name__
     if not bool(expected.isfinite().all()):
         raise TeacherError(
-            f"{key}: {architecture} gives logits that are not finite; its weights or its dtype are wrong"
+            f"{called or key}: {architecture} gives logits that are not finite; its weights or its dtype are wrong"
         )
     raise TeacherError(
-        f"{key}: the logits of {architecture} are not head(hidden), scaled or capped in a way known here; "
+        f"{called or key}: the logits of {architecture} are not head(hidden), scaled or capped in a way known here; "
         "use a model of another architecture"
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from teachers.causal_lm import model_key
 from teachers.heads import find_head
+from teachers.models import where
 from teachers.switching import adapters_disabled, is_adapted
 
 if TYPE_CHECKING:
@@ -32,5 +33,5 @@ def build(name: str, config: TransformersTeacher, models: Models) -> HiddenState
     lm = models.get(key, name)
     running: Running = partial(adapters_disabled, lm.model) if is_adapted(lm.model) else nullcontext
     with running():
-        head = find_head(lm.model, models.student.vocab_size, key=" ".join(filter(None, key)))
+        head = find_head(lm.model, models.student.vocab_size, key=" ".join(filter(None, key)), called=where(name))
     return models.teacher(config, lm, head, running)

@@ -154,6 +154,33 @@ def test_prepared_recipes_run_once(tmp_path: Path) -> None:
     assert (inner / "run.json").stat().st_mtime_ns == made
 
 
+def test_an_extension_prepares_more_and_leaves_what_was_prepared(tmp_path: Path) -> None:
+    """Another teacher may be made for it; the recipe of one that is made may not change, here or in its own file."""
+    first = changed(sft_settings(tmp_path), {"output": None, "training.steps": 1})
+    write_recipe(tmp_path / "first.yaml", first)
+    settings = {**distill_settings(tmp_path), "prepare": {"first": {"recipe": "first.yaml", "set": {"seed": 1}}}}
+    settings["student"] = {"model": "prepared:first"}
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    folder = run_here(path)
+    with pytest.raises(RunError, match=r"changed since this run started: prepare\.first\.set\.seed;"):
+        run_here(path, "prepare.first.set.seed=2", "training.steps=4", extend=True)
+    write_recipe(tmp_path / "first.yaml", changed(first, {"training.learning_rate": 0.5}))
+    with pytest.raises(RunError, match=r"first: .*changed since this run started: training\.learning_rate;"):
+        run_here(path, "training.steps=4", extend=True)
+    write_recipe(tmp_path / "first.yaml", first)
+    more = changed(
+        settings,
+        {
+            "prepare.second": {"recipe": "first.yaml", "set": {"student.model": "prepared:first"}},
+            "teachers.sorting.model": "prepared:second",
+            "training.steps": 4,
+        },
+    )
+    run_here(write_recipe(path, more), extend=True)
+    assert len(metrics(folder)) == 4
+    assert (folder / "prepared" / "second" / "model").is_dir()
+
+
 def test_the_baselines_stand_beside_the_student(tmp_path: Path) -> None:
     settings = {**distill_settings(tmp_path), "compare": ["parameter_average", "sft_on_teacher_samples"]}
     folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
@@ -254,6 +281,27 @@ def test_a_prompt_longer_than_the_context_is_said(tmp_path: Path) -> None:
     assert len(metrics(run_here(path, "rollout.max_new_tokens=6", resume=True))) == 3  # nothing was done: correct it
 
 
+@pytest.mark.parametrize(("answer", "said"), [("x" * CONTEXT, "a prompt and its answer have"), (None, "no reference")])
+@pytest.mark.parametrize("method", ["sft", "distill"])
+def test_references_that_cannot_be_learned_are_said_before_training(
+    tmp_path: Path, method: str, answer: str | None, said: str
+) -> None:
+    rows: list[dict[str, str | None]] = [{"question": f"{n} + {n}", "answer": str(2 * n)} for n in range(30)]
+    for row in rows[:20]:
+        row["answer"] = answer
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = distill_settings(tmp_path) if method == "distill" else sft_settings(tmp_path)
+    settings["data"]["sources"] = {"sorting": {"kind": "dataset", "path": str(tmp_path / "sums.jsonl")}}
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    if method == "distill":
+        assert len(metrics(run_here(path, f"output={tmp_path / 'without'}"))) == 3  # nothing is learned from them
+        path = write_recipe(path, changed(settings, {"objective.reference": 0.1}))
+    with pytest.raises(DataError, match=said) as caught:
+        run_here(path)
+    assert str(caught.value).startswith("data.sources.sorting: ")
+    assert not metrics(tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
     settings = changed(distill_settings(tmp_path), {"training.learning_rate": 1e30, "training.clip_norm": 1e30})
     with pytest.raises((RunError, ModelError), match="finite"):
@@ -300,6 +348,32 @@ def test_a_step_is_tried_before_a_run(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert "GB at most" in printed
     assert "no left padding" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_builds_on_models_that_are_not_made_is_named_and_not_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prepared recipe may build on another one, as every specialist does on the base of the quickstart."""
+    from pipeline.display import Display
+    from pipeline.recipe_file import load_recipe
+    from pipeline.run import check
+
+    write_recipe(tmp_path / "first.yaml", changed(sft_settings(tmp_path), {"output": None, "training.steps": 1}))
+    second = {"recipe": "first.yaml", "set": {"student.model": "prepared:first"}}
+    settings = changed(
+        distill_settings(tmp_path),
+        {"prepare": {"first": {"recipe": "first.yaml"}, "second": second}, "teachers.sorting.model": "prepared:second"},
+    )
+    loaded = load_recipe(write_recipe(tmp_path / "recipe.yaml", settings))
+    check(loaded, offline=False, step=False, display=Display())
+    lines = capsys.readouterr().out.splitlines()
+    assert "first: source sorting: 30 prompts, 0 dropped" in lines
+    assert any(line.startswith("second: not made yet: first;") for line in lines)
+    assert any(line.startswith("not made yet: second;") for line in lines)
+    assert f"second:   output            {tmp_path / 'run' / 'prepared' / 'second'}" in lines
+    with pytest.raises(RunError, match=r"not made yet: second; start `tutelage run"):
+        check(loaded, offline=False, step=True, display=Display())
     assert not (tmp_path / "run").exists()
 
 

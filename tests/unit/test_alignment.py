@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -184,6 +185,18 @@ def test_broken_weights_of_several_teachers_come_at_once(student: CausalLM, tmp_
     assert len(lines) == 2
     for name, folder, line in zip(("t0", "t1"), folders, lines, strict=True):
         assert line.startswith(f"teachers.{name}: cannot load the model in {folder}")
+
+
+def test_weights_that_are_not_finite_are_named_as_the_recipe_names_the_teacher(
+    student: CausalLM, tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "a")
+    file = Path(folder) / "model.safetensors"
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"].fill_(float("nan"))
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(TeacherError, match=r"^teachers\.t0: .* gives logits that are not finite"):
+        pool_of(student, folder)
 
 
 def test_one_model_for_two_teachers_is_loaded_once(student: CausalLM, tmp_path: Path) -> None:

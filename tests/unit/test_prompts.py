@@ -269,6 +269,12 @@ def test_tasks(tmp_path: Path) -> None:
         load(tmp_path, sums={"kind": "tasks", "task": "nonsense"})
 
 
+def test_a_task_whose_answers_have_no_number_is_not_judged_by_one(tmp_path: Path) -> None:
+    load(tmp_path, sums={"kind": "tasks", "task": "addition", "count": 5, "checker": "numeric"})
+    with pytest.raises(DataError, match=r"^data\.sources\.letters: .*has no number"):
+        load(tmp_path, letters={"kind": "tasks", "task": "sorting", "count": 5, "checker": "numeric"})
+
+
 def test_a_checkers_file_is_found_from_the_recipes_folder(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", rows_of(3))
     sets = load(tmp_path, a={"kind": "dataset", "path": "a.jsonl", "checker": "checks/mine.py:judge"})
@@ -318,6 +324,7 @@ def test_gsm8k(tmp_path: Path) -> None:
         (json.dumps({"messages": TURNS}), {"as_chat": False}, "row 0.*set `as_chat: true`"),
         ('{"text": "x"}\n', {"as_chat": False, "system": "Think."}, "row 0.*remove `system`"),
         ('{"question": " "}\n{"question": ""}\n', {}, "0 distinct prompts"),
+        ('{"question": "x", "answer": "ten"}\n', {"checker": "numeric"}, "'ten' has no number"),
     ],
 )
 def test_bad_data_is_one_line(tmp_path: Path, content: str | None, source: dict[str, Any], said: str) -> None:

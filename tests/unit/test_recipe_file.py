@@ -112,6 +112,13 @@ MISTAKES = {
         "12: objective.divergence.mass_penalty",
         [],
     ),
+    "student in float16": (
+        "{hidden_size: 64}",
+        "x\n  dtype: float16",
+        "5: student.dtype",
+        ["did you mean bfloat16?", "float32 or bfloat16"],
+    ),
+    "a moment that never forgets": ("steps: 20", "betas: [0.9, 1.0]", "13: training.betas.1", ["below 1"]),
     "tune": ("{hidden_size: 64}", "x\n  tune: lorra", "5: student.tune.kind", ["did you mean lora?"]),
     "model is a number": ("{hidden_size: 64}", "5", "4: student.model", ["text or a mapping"]),
     "method": ("method: distill", "method: distil", "2: method", ["did you mean distill?"]),
