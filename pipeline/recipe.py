@@ -33,7 +33,39 @@ TextList = Annotated[tuple[str, ...], Field(min_length=1), AsTuple]
 TextOrList = Annotated[Annotated[str, Tag("text")] | Annotated[TextList, Tag("list")], _text_or("list")]
 
 
+# ---- code ----
+
+
+class Codebase(Section):
+    """A repository or a folder of source code: what is read of it, and what is held out."""
+
+    path: str = Field(min_length=1, description="a folder, or package:NAME for an installed Python package")
+    include: TextList = Field(("**",), description="paths that may be read, as patterns")
+    exclude: tuple[str, ...] = Field((), description="paths that are left out, as patterns")
+    languages: tuple[Language, ...] = Field((), description="default: all that can be read")
+    licences: tuple[str, ...] = Field((), description="SPDX names; default: any, and files without one")
+    largest_kilobytes: Positive = Field(512, description="a larger file is left out")
+    commits: int = Field(0, ge=0, description="of the history, the newest first; 0: none")
+    split: Literal["file", "module", "time"] = Field("file", description="what never stands on both sides")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="the share of files, modules or commits")
+    tests: RepositorySuite | None = Field(None, description="how its tests run; default: answers are not run")
+
+
 # ---- the student ----
+
+
+class CodeTokenizer(Section):
+    """Byte pairs learned from code: every text comes back exactly, a line's end is a token of its own, and there are
+    tokens to fill in the middle with."""
+
+    kind: Literal["code"]
+    size: Annotated[int, Field(ge=512)] = Field(4096, description="entries of the vocabulary")
+    of: Codebase = Field(description="what the pairs are learned from", examples=["{path: package:stdlib}"])
+
+
+Tokenizer = Annotated[
+    Annotated[Literal["characters"], Tag("text")] | Annotated[CodeTokenizer, Tag("code")], _text_or("code")
+]
 
 
 class NewModel(Section):
@@ -44,7 +76,7 @@ class NewModel(Section):
     layers: Positive = 4
     heads: Positive = 4
     context: Positive = 512
-    tokenizer: Literal["characters"] = "characters"
+    tokenizer: Tokenizer = "characters"
 
 
 class Lora(Section):
@@ -117,21 +149,6 @@ class DatasetSource(SourceBase):
     system: str | None = Field(None, description="a system prompt put before each conversation")
     as_chat: bool = Field(True, description="false: prompts are raw text, no chat template")
     limit: Positive | None = None
-
-
-class Codebase(Section):
-    """A repository or a folder of source code: what is read of it, and what is held out."""
-
-    path: str = Field(min_length=1, description="a folder, or package:NAME for an installed Python package")
-    include: TextList = Field(("**",), description="paths that may be read, as patterns")
-    exclude: tuple[str, ...] = Field((), description="paths that are left out, as patterns")
-    languages: tuple[Language, ...] = Field((), description="default: all that can be read")
-    licences: tuple[str, ...] = Field((), description="SPDX names; default: any, and files without one")
-    largest_kilobytes: Positive = Field(512, description="a larger file is left out")
-    commits: int = Field(0, ge=0, description="of the history, the newest first; 0: none")
-    split: Literal["file", "module", "time"] = Field("file", description="what never stands on both sides")
-    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="the share of files, modules or commits")
-    tests: RepositorySuite | None = Field(None, description="how its tests run; default: answers are not run")
 
 
 class CodebaseSource(SourceBase):
