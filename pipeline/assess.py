@@ -8,7 +8,17 @@ from pathlib import Path
 
 from pipeline.asking import local_rows
 from pipeline.comparisons import average
-from pipeline.evaluate import BASE, SPECIALIST, STUDENT, Evaluation, Score, evaluate_model, evaluation_json, table
+from pipeline.evaluate import (
+    BASE,
+    SPECIALIST,
+    STUDENT,
+    Evaluation,
+    Score,
+    evaluate_model,
+    evaluation_json,
+    measure_table,
+    table,
+)
 from pipeline.files import append_line, read_json, read_lines, write_json
 from pipeline.job import Job, Parts
 from pipeline.likeness import divergences
@@ -22,6 +32,7 @@ from teachers.causal_lm import CausalLM
 from teachers.pool import writes
 
 Scores = dict[str, Score]  # by domain
+MEASURED = {"loss": "loss, nats per token of the references", "similarity": "edit similarity to the references"}
 KL_PROMPTS = 32  # per domain: KL is a mean over their tokens, a few hundred are enough
 
 
@@ -105,6 +116,9 @@ def conclude(job: Job, scores: Mapping[str, Scores], left: Mapping[str, Mapping[
     write_json(job.folder / "evaluation.json", result)
     columns, rows = table(scores)
     job.display.table("held-out scores", columns, rows)
+    for measure in job.recipe.evaluation.measures:
+        columns, rows = measure_table(scores, measure)
+        job.display.table(f"held-out {MEASURED[measure]}", columns, rows)
     share = result["share_of_specialists"]
     if share:
         job.display.note(
@@ -131,8 +145,13 @@ def _evaluate(job: Job, parts: Parts, lm: CausalLM, domains: Sequence[str], name
         settings = replace(settings, max_new_tokens=wanted.max_new_tokens)
     with job.display.progress(f"evaluating {name}", sum(map(len, chosen.values()))) as advance:
         return evaluate_model(
-            lm, chosen, settings=settings, prompts_per_domain=wanted.prompts_per_domain, advance=advance.advance
-        )  # fmt: skip
+            lm,
+            chosen,
+            settings=settings,
+            prompts_per_domain=wanted.prompts_per_domain,
+            measures=wanted.measures,
+            advance=advance.advance,
+        )
 
 
 def _remembered(job: Job, name: str, make: Callable[[], Evaluation]) -> Scores:

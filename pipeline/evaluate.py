@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, get_args
 
 from pipeline.checkers import check
+from pipeline.measures import edit_similarity, reference_losses
+from pipeline.recipe import Measure
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.statistics import mean_interval, paired_difference, ratio_of_means
 from pipeline.types import Prompt, Rollout
 from teachers.causal_lm import CausalLM, render
 
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 BASE, SPECIALIST, STUDENT = "base", "specialist", "student"
 
 
@@ -21,7 +25,8 @@ class Score:
     """One model in one domain.
 
     mean, low, high: of the scores in [0, 1] with its 95% interval; None where no prompt could be judged. scores: by
-    prompt id, of those that could. length: mean completion tokens. truncated: the share that ran out of room.
+    prompt id, of those that could. length: mean completion tokens. truncated: the share that ran out of room. measures:
+    name (`pipeline.measures`) -> by prompt id.
     """
 
     mean: float | None
@@ -31,6 +36,7 @@ class Score:
     prompts: int
     length: float
     truncated: float
+    measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,6 +73,7 @@ def evaluate_model(
     *,
     settings: SamplingSettings,
     prompts_per_domain: int,
+    measures: Sequence[Measure] = (),
     advance: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Greedy answers to the first `prompts_per_domain` prompts of each domain, judged by the prompts' checkers.
@@ -84,7 +91,7 @@ def evaluate_model(
         rendered = [(prompt, render(prompt.conversation, lm.tokenizer)) for prompt in prompts[:prompts_per_domain]]
         rollouts = generator.generate(rendered, greedy, seed=0, step=0, policy_version=0, on_finished=counted)
         judged = [_judge(rollout, lm, greedy.stop) for rollout in rollouts]
-        domains[domain] = summarise(rollouts, judged)
+        domains[domain] = replace(summarise(rollouts, judged), measures=_measured(measures, lm, judged, rollouts))
         samples += judged
     return Evaluation(domains, tuple(samples))
 
@@ -94,6 +101,21 @@ def answer_text(rollout: Rollout, lm: CausalLM, stop: Sequence[str] = ()) -> str
     ids = [token for segment in rollout.segments if segment.kind == "answer" for token in segment.token_ids]
     text: str = lm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text[: min((place for string in stop if (place := text.find(string)) >= 0), default=len(text))]
+
+
+def _measured(
+    measures: Sequence[Measure], lm: CausalLM, judged: Sequence[Sample], rollouts: Sequence[Rollout]
+) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    if "loss" in measures:
+        found["loss"] = reference_losses(lm, [rollout.prompt for rollout in rollouts])
+    if "similarity" in measures:
+        found["similarity"] = {
+            sample.prompt_id: edit_similarity(sample.completion, sample.reference)
+            for sample in judged
+            if sample.reference is not None
+        }
+    return found
 
 
 def _judge(rollout: Rollout, lm: CausalLM, stop: Sequence[str]) -> Sample:
@@ -137,12 +159,28 @@ def table(models: ModelScores) -> tuple[list[str], list[list[str | None]]]:
     return columns, rows
 
 
+def measure_table(models: ModelScores, measure: Measure) -> tuple[list[str], list[list[str | None]]]:
+    """(columns, rows) as `table`, of one measure's means: a row per domain in which some model has it."""
+    rows: list[list[str | None]] = []
+    for domain in _domains(models):
+        means = [measured_mean(scores.get(domain), measure) for scores in models.values()]
+        if any(mean is not None for mean in means):
+            rows.append([domain, *(None if mean is None else f"{mean:.3f}" for mean in means)])
+    return ["domain", *models], rows
+
+
+def measured_mean(score: Score | None, measure: str) -> float | None:
+    values = {} if score is None else score.measures.get(measure, {})
+    return sum(values.values()) / len(values) if values else None
+
+
 def evaluation_json(
     models: ModelScores, kl: Mapping[str, Mapping[str, float]] | None = None, student: str = STUDENT
 ) -> dict[str, Any]:
     """What `evaluation.json` holds. kl: domain -> teacher -> KL in nats per token on held-out prompts.
 
-    domains, intervals, prompts, lengths, truncated: domain -> model -> value. means: model -> mean over the domains
+    domains, intervals, prompts, lengths, truncated: domain -> model -> value. measures: name -> domain -> model -> mean
+    over the references. means: model -> mean over the domains
     that every model was judged in. recovered: domain -> the share of the specialist's gain over the base that the
     student has, None where the specialist gained nothing. share_of_specialists: the student's mean over the
     specialists' mean, with its interval. differences: domain -> model -> student − model, paired by prompt.
@@ -162,6 +200,11 @@ def evaluation_json(
         "prompts": by_domain(lambda score: score.prompts),
         "lengths": by_domain(lambda score: score.length),
         "truncated": by_domain(lambda score: score.truncated),
+        "measures": {
+            measure: by_domain(partial(measured_mean, measure=measure))
+            for measure in MEASURES
+            if any(score.measures.get(measure) for scores in models.values() for score in scores.values())
+        },
         "kl": {domain: dict(values) for domain, values in (kl or {}).items()},
         "means": {model: _mean(scores, common) for model, scores in models.items()} if common else {},
         "recovered": {

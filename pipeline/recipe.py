@@ -443,10 +443,16 @@ class Training(Section):
     keep_checkpoints: Positive = 2
 
 
+Measure = Literal["loss", "similarity"]
+
+
 class Evaluation(Section):
     every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
     prompts_per_domain: Positive = 100
     max_new_tokens: Positive | None = Field(None, description="default: the rollout's")
+    measures: tuple[Measure, ...] = Field(
+        (), description="beside the score, against the references: loss (nats per token), similarity (edit similarity)"
+    )
 
 
 class Prepare(Section):
@@ -456,7 +462,7 @@ class Prepare(Section):
     set: dict[str, Any] = Field(default_factory=dict)
 
 
-Comparison = Literal["parameter_average", "sft_on_teacher_samples"]
+Comparison = Literal["parameter_average", "sft_on_teacher_samples", "sft_on_references", "base_with_context"]
 
 
 class RecipeBase(Section):
