@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.asking import local_rows
-from pipeline.comparisons import average
+from pipeline.comparisons import average, with_context
 from pipeline.evaluate import (
     BASE,
     SPECIALIST,
@@ -42,6 +42,9 @@ def before(job: Job, parts: Parts) -> dict[str, Scores]:
     scores = {BASE: _remembered(job, BASE, lambda: _evaluate(job, parts, parts.student.lm, everything, BASE))}
     if not isinstance(job.recipe, DistillRecipe):
         return scores
+    if "base_with_context" in job.recipe.compare:
+        name = "base_with_context"
+        scores[name] = _remembered(job, name, lambda: _with_context(job, parts))
     for teacher, domains in main_teachers(job, parts).items():
         kept = _remembered(job, f"teacher-{teacher}", _teacher(job, parts, teacher, domains))
         scores[SPECIALIST] = scores.get(SPECIALIST, {}) | kept
@@ -152,6 +155,22 @@ def _evaluate(job: Job, parts: Parts, lm: CausalLM, domains: Sequence[str], name
             measures=wanted.measures,
             advance=advance.advance,
         )
+
+
+def _with_context(job: Job, parts: Parts) -> Evaluation:
+    """The base on the domains whose prompts have code of other files to show, shown it."""
+    held_out = {
+        domain: shown
+        for domain, prompts in parts.prompts.held_out.items()
+        if (shown := tuple(filter(None, map(with_context, prompts))))
+    }
+    return _evaluate(
+        job,
+        replace(parts, prompts=replace(parts.prompts, held_out=held_out)),
+        parts.student.lm,
+        sorted(held_out),
+        "base, shown context",
+    )
 
 
 def _remembered(job: Job, name: str, make: Callable[[], Evaluation]) -> Scores:

@@ -134,7 +134,7 @@ Checker = Annotated[
 
 
 class SourceBase(Section):
-    weight: Weight = 1.0
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="0: its held-out prompts are measured, no more")
     checker: Checker = Field("exact", examples=["exact", "numeric", "none", "checks.py:judge"])
     private: bool = False
 
@@ -462,7 +462,7 @@ class Prepare(Section):
     set: dict[str, Any] = Field(default_factory=dict)
 
 
-Comparison = Literal["parameter_average", "sft_on_teacher_samples", "sft_on_references", "base_with_context"]
+Comparison = Literal["parameter_average", "sft_on_teacher_samples", "sft_on_code", "base_with_context"]
 
 
 class RecipeBase(Section):
