@@ -135,12 +135,15 @@ Checker = Annotated[
 
 class SourceBase(Section):
     weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="0: its held-out prompts are measured, no more")
-    checker: Checker = Field("exact", examples=["exact", "numeric", "none", "checks.py:judge"])
     private: bool = False
+
+
+AnyChecker = Annotated[Checker, Field(examples=["exact", "numeric", "none", "checks.py:judge"])]
 
 
 class DatasetSource(SourceBase):
     kind: Literal["dataset"]
+    checker: AnyChecker = "exact"
     path: str = Field(min_length=1, description="hub name, or a local jsonl, json, parquet or csv file")
     config: str | None = None
     split: str = "train"
@@ -158,8 +161,13 @@ class CodebaseSource(SourceBase):
     task: TaskName
     of: Codebase | None = Field(None, description="another codebase than the recipe's `source`")
     count: Positive = Field(20_000, description="places at most, spread over the files")
-    retrieved_tokens: int = Field(0, ge=0, description="of the prompt, for code from other files; 0: the file alone")
+    retrieved_tokens: int = Field(0, ge=0, description="for code from other files that belongs to the place")
+    shows: Literal["file", "retrieved"] = Field(
+        "file",
+        description="retrieved: that code stands in the prompt; file: only teachers that see `privileged` see it",
+    )
     reference_tokens: Positive = Field(128, description="a place whose answer is longer is left out")
+    checker: Checker | None = Field(None, description="default: the task's own; tests, where they can be run")
     private: bool = True
     as_chat: bool = Field(False, description="true: a conversation, for students that were trained on them")
     domain: Name | None = Field(None, description="default: the source's own name")
@@ -167,6 +175,7 @@ class CodebaseSource(SourceBase):
 
 class TaskSource(SourceBase):
     kind: Literal["tasks"]
+    checker: AnyChecker = "exact"
     task: Name = Field(description="a generated task, see pipeline.tasks; its name is the domain")
     count: Positive = 20_000
     as_chat: bool = True
