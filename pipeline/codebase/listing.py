@@ -5,6 +5,7 @@ Nothing is opened here; a file's size and times are taken for whoever reads it. 
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from pipeline.codebase.classify import of_folder
 from pipeline.codebase.git import Repository, git, repository_of
+from pipeline.codebase.licences import LICENCE_FILE, licence_of_text
 from pipeline.codebase.types import LeftOut, Reason
 from pipeline.errors import DataError
 
@@ -30,11 +32,13 @@ _NOT_THE_LIBRARY = {
 
 @dataclass(frozen=True)
 class Place:
-    """A codebase's folder, resolved. plain: read as a folder, whatever repository it lies in. skips: folder names."""
+    """A codebase's folder, resolved. plain: read as a folder, whatever repository it lies in. skips: folder names.
+    licence: what an installed package says about itself."""
 
     root: Path
     plain: bool = False
     skips: Collection[str] = ()
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """repository: None for a plain folder. revision: None there and before the first commit."""
+    """repository: None for a plain folder. revision: None there and before the first commit. licence: where no file in
+    it tells."""
 
     root: Path
     repository: Repository | None
     revision: str | None
     entries: tuple[Entry, ...]
     left_out: tuple[LeftOut, ...]
+    licence: str | None
 
 
 # ---- where ----
@@ -92,7 +98,21 @@ def _package(name: str) -> Place:
     places = list(spec.submodule_search_locations or ())
     if not places:
         raise DataError(f"source.path: package:{name} is a single module: give the folder that it is in")
-    return Place(Path(places[0]).resolve(), True)
+    return Place(Path(places[0]).resolve(), True, licence=_licence_of_package(name))
+
+
+def _licence_of_package(name: str) -> str | None:
+    """Of the distribution of the same name: its SPDX expression, else its licence file."""
+    try:
+        found = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if "License-Expression" in found.metadata:
+        return found.metadata["License-Expression"]
+    for path in found.files or ():
+        if LICENCE_FILE.fullmatch(path.name) and ".dist-info" in str(path.parent):
+            return licence_of_text(path.read_text(encoding="utf-8"))
+    return None
 
 
 def _why(error: OSError) -> str:
@@ -115,10 +135,10 @@ def list_files(place: Place) -> Listing:
         if tracked or repository.top == repository.folder:
             entries = tuple(_entries(place.root, tracked, left_out))
             left_out += _untracked(repository)
-            return Listing(place.root, repository, _revision(repository), entries, tuple(left_out))
+            return Listing(place.root, repository, _revision(repository), entries, tuple(left_out), place.licence)
     names = _walk(place.root, place.skips, left_out)
     entries = tuple(_entries(place.root, [("", name) for name in names], left_out))
-    return Listing(place.root, None, None, entries, tuple(left_out))
+    return Listing(place.root, None, None, entries, tuple(left_out), place.licence)
 
 
 def _tracked(repository: Repository) -> list[tuple[str, str]]:

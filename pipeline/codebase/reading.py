@@ -230,14 +230,14 @@ def _licences(listing: Listing) -> Callable[[str], str | None]:
 
 
 def _above(listing: Listing) -> str | None:
-    """Of a checkout's part: what stands in the folders above it."""
+    """Of a checkout's part: what stands in the folders above it. Of a package: what it says about itself."""
     folder = listing.root
     while listing.repository and folder != listing.repository.top:
         folder = folder.parent
         for path in sorted(folder.iterdir()):
             if LICENCE_FILE.fullmatch(path.name) and (text := _plain_text(path)) and (name := licence_of_text(text)):
                 return name
-    return None
+    return listing.licence
 
 
 def _plain_text(path: Path) -> str | None:
