@@ -8,8 +8,8 @@ import os
 import random
 import signal
 import sqlite3
-import time
 from collections import Counter
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from teachers.journal import FILE
 from tests.mixed import mixed_settings, scored_model
 from tests.models import save_tiny
 from tests.runs import changed, run_here, write_recipe
-from tests.servers.chat_server import ChatServer, Plan
+from tests.servers.chat_server import ChatServer, Plan, Turnstile
 from tests.servers.faults import Fault
 from tests.servers.scorer import scorer_of
 
 QUICK = {"timeout": 1, "deadline": 20, "retries": 8, "rest": 0.05}
+PATIENT = {"timeout": 120, "deadline": 600, "rest": 0.05}
 KILLS = 50
+IMPORTED = ("pipeline.run", "openai", "peft", "transformers.models.qwen3.modeling_qwen3")
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -74,36 +76,66 @@ def attempts(folder: Path) -> Counter[str]:
         return Counter(dict(connection.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state").fetchall()))
 
 
-@pytest.mark.timeout(600)
+def asked_again(folder: Path) -> int:
+    """Attempts at a question that was answered before."""
+    with sqlite3.connect(folder / FILE) as connection:
+        (count,) = connection.execute(
+            "SELECT COUNT(*) FROM attempts later JOIN attempts earlier USING (key)"
+            " WHERE earlier.id < later.id AND earlier.state = 'answered'"
+        ).fetchone()
+        return int(count)
+
+
+def run_and_tell(path: Path, words: Path) -> None:
+    """In a process that is to be killed: whatever it says, and what ended it, goes into a file."""
+    with words.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        run_here(path, resume=True)
+
+
+def nursery() -> ForkServerContext:
+    """Where processes come from that have everything imported, and none of this one's threads, locks and sockets."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *IMPORTED])
+    return context
+
+
+@pytest.mark.timeout(1200)
 def test_fifty_kills_ask_nothing_twice_and_change_no_bit(tmp_path: Path) -> None:
-    forked = multiprocessing.get_context("fork")  # everything is imported already: a start takes a second
-    with ChatServer() as chat, ChatServer(scorer=scorer_of(scored_model(tmp_path))) as served:
+    """Whatever the machine's speed: a process comes no further than its last question, and no teacher is given up."""
+    turnstile, born = Turnstile(), nursery()
+    with (
+        ChatServer(turnstile=turnstile) as chat,
+        ChatServer(scorer=scorer_of(scored_model(tmp_path)), turnstile=turnstile) as served,
+    ):
         settings = changed(
             mixed_settings(tmp_path, chat.url, served.url, served.manners.model),
-            {"training.steps": 24, "training.checkpoint_every": 3, "teachers.critic.limits": QUICK},
+            {"training.steps": 24, "training.checkpoint_every": 3}
+            | {f"teachers.{name}.limits": PATIENT for name in ("served", "critic", "checker")},
         )
         path = write_recipe(tmp_path / "recipe.yaml", changed(settings, {"output": str(tmp_path / "killed")}))
-        generator = random.Random(11)
-        kills = 0
-        while kills < KILLS:
-            child = forked.Process(target=run_here, args=(path,), kwargs={"resume": True})
-            before = len(chat.requests) + len(served.requests)
+        generator, words = random.Random(11), tmp_path / "words.txt"
+        for kill in range(KILLS):
+            turnstile.let(generator.randint(1, 9))
+            child = born.Process(target=run_and_tell, args=(path, words))
             child.start()
-            wanted = before + generator.randint(1, 9)
-            while child.is_alive() and len(chat.requests) + len(served.requests) < wanted:
-                time.sleep(0.001)
+            while child.is_alive() and not turnstile.used_up(0.05):
+                pass
+            assert child.exitcode is None, f"before kill {kill + 1} it ended with {child.exitcode}: {words.read_text()}"
             assert child.pid is not None
-            if not child.is_alive():
-                break
             os.kill(child.pid, signal.SIGKILL)
             child.join()
-            kills += 1
+            assert child.exitcode == -signal.SIGKILL, words.read_text()
+        turnstile.let(1_000_000)
         folder = run_here(path, resume=True)
-        doubtful = attempts(folder)["doubtful"]
+        made = attempts(folder)
         twice = sum(times - 1 for server in (chat, served) for times in server.answered.values())
         asked = questions(chat, served)
-        assert kills == KILLS
-        assert twice <= doubtful  # only what nobody knows the fate of was asked again, and it stays charged
+        assert asked <= made.total()  # each was written down before it was sent
+        assert asked_again(folder) == 0
+        assert made["failed"] == 0
+        assert twice <= made["doubtful"]  # only what nobody knows the fate of was asked again, and it stays charged
         whole = write_recipe(
             tmp_path / "whole.yaml",
             changed(settings, {"output": str(tmp_path / "whole"), "pool.journal": str(folder / FILE)}),

@@ -71,13 +71,57 @@ class _Log:
     script: deque[Fault | None] = field(default_factory=deque)
 
 
+class Turnstile:
+    """Lets so many questions through to the servers that share it; who comes then waits, and is never answered.
+
+    So a process that is to be killed at its nth question comes no further, however late the killer is.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._left = 0
+        self._round = 0
+
+    def let(self, count: int) -> None:
+        """So many from now on. Whoever waits is sent away."""
+        with self._changed:
+            self._left, self._round = count, self._round + 1
+            self._changed.notify_all()
+
+    def used_up(self, seconds: float) -> bool:
+        """Whether all that were let through have come, within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._left <= 0, seconds)
+
+    def passed(self, server: ChatServer) -> bool:
+        """Whether a question was let through; one that was not has waited for the next round, or the server's end."""
+        with self._changed:
+            if self._left > 0:
+                self._left -= 1
+                self._changed.notify_all()
+                return True
+            mine = self._round
+            while mine == self._round and not server.stopping.is_set():
+                self._changed.wait(0.1)
+            return False
+
+
 class ChatServer:
-    """Serves from threads of this process while it is open. scorer: plays a vLLM server of that model as well."""
+    """Serves from threads of this process while it is open. scorer: plays a vLLM server of that model as well.
+
+    turnstile: what questions pass before they are looked at.
+    """
 
     def __init__(
-        self, manners: Manners | None = None, *, plan: Plan | None = None, scorer: Any = None, port: int = 0
+        self,
+        manners: Manners | None = None,
+        *,
+        plan: Plan | None = None,
+        scorer: Any = None,
+        turnstile: Turnstile | None = None,
+        port: int = 0,
     ) -> None:
-        self.manners, self.plan, self.scorer = manners or Manners(), plan or Plan(), scorer
+        self.manners, self.plan, self.scorer, self.turnstile = manners or Manners(), plan or Plan(), scorer, turnstile
         self.stopping = threading.Event()
         self._log, self._lock = _Log(), threading.Lock()
         self._http = _Server(("127.0.0.1", port), partial(_Handler, self))
@@ -234,10 +278,18 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(404 if body is None else 200, body or _error(f"no such path: {self.path}", "not_found"))
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
+        announced = int(self.headers.get("content-length", 0))
+        whole = self.rfile.read(announced)
+        if len(whole) < announced:  # the client went away while it was asking: that is no question
+            self.close_connection = True
+            return
+        body = whole.decode()
         if self.path == "/script":
             self.chat.misbehave(*(Fault(name) if name else None for name in json.loads(body)))
             self._send(200, {})
+            return
+        if self.chat.turnstile is not None and not self.chat.turnstile.passed(self.chat):
+            self.close_connection = True
             return
         request = self.chat.receive(self.path, {k.lower(): v for k, v in self.headers.items()}, body)
         match request.fault:
