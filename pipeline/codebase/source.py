@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -32,7 +32,7 @@ class Shelf:
 
     folder: Path
     cache: Path | None = None
-    advance: Advance | None = None
+    advance: Advance | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
