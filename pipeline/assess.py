@@ -17,6 +17,7 @@ from pipeline.evaluate import (
     evaluate_model,
     evaluation_json,
     measure_table,
+    passes_table,
     table,
 )
 from pipeline.files import append_line, read_json, read_lines, write_json
@@ -122,6 +123,9 @@ def conclude(job: Job, scores: Mapping[str, Scores], left: Mapping[str, Mapping[
     for measure in job.recipe.evaluation.measures:
         columns, rows = measure_table(scores, measure)
         job.display.table(f"held-out {MEASURED[measure]}", columns, rows)
+    columns, rows = passes_table(scores)
+    if rows:
+        job.display.table("one of k answers passes", columns, rows)
     share = result["share_of_specialists"]
     if share:
         job.display.note(
@@ -146,13 +150,15 @@ def _evaluate(job: Job, parts: Parts, lm: CausalLM, domains: Sequence[str], name
     settings = SamplingSettings.from_recipe(job.recipe.rollout)
     if wanted.max_new_tokens:
         settings = replace(settings, max_new_tokens=wanted.max_new_tokens)
-    with job.display.progress(f"evaluating {name}", sum(map(len, chosen.values()))) as advance:
+    answers = wanted.samples * sum(map(len, chosen.values()))
+    with job.display.progress(f"evaluating {name}", answers) as advance:
         return evaluate_model(
             lm,
             chosen,
             settings=settings,
             prompts_per_domain=wanted.prompts_per_domain,
             measures=wanted.measures,
+            samples=wanted.samples,
             advance=advance.advance,
         )
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pipeline.asking import Asking
 from pipeline.recipe import DistillRecipe, SftRecipe
 from pipeline.remote import tariffs
+from teachers.config import ProvidedBase
 from teachers.plan import Plan
 from teachers.types import ScoreRequest
 
@@ -18,7 +19,7 @@ from teachers.types import ScoreRequest
 class Estimate:
     """What one teacher may take over a whole run. questions: how often it is asked, if nobody else fails.
 
-    tokens, dollars: at most. dollars: None where no price is known.
+    tokens, dollars: at most. dollars: None where no price is known, 0 for what nobody charges for.
     """
 
     teacher: str
@@ -39,7 +40,7 @@ def estimates(
         questions = round(rows * asked[name] / len(requests))
         tokens = sum(usage.input + usage.output for usage in usages) / len(usages)
         price = prices.get(name)
-        dollars = None
+        dollars = None if isinstance(recipe.teachers[name], ProvidedBase) else Decimal(0)
         if price is not None:
             dollars = questions * sum((price.most(usage) for usage in usages), Decimal(0)) / len(usages)
         yield Estimate(name, questions, round(questions * tokens), dollars)

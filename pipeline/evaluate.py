@@ -12,7 +12,7 @@ from pipeline.measures import edit_similarity, reference_losses
 from pipeline.recipe import Measure
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import SamplingSettings
-from pipeline.statistics import mean_interval, paired_difference, ratio_of_means
+from pipeline.statistics import mean_interval, paired_difference, pass_rates, ratio_of_means
 from pipeline.types import Prompt, Rollout
 from teachers.causal_lm import CausalLM, render
 
@@ -25,8 +25,9 @@ class Score:
     """One model in one domain.
 
     mean, low, high: of the scores in [0, 1] with its 95% interval; None where no prompt could be judged. scores: by
-    prompt id, of those that could. length: mean completion tokens. truncated: the share that ran out of room. measures:
-    name (`pipeline.measures`) -> by prompt id.
+    prompt id, of those that could, the mean of a prompt's answers. length: mean completion tokens. truncated: the share
+    that ran out of room. measures: name (`pipeline.measures`) -> by prompt id. passes: pass@k with its interval, where
+    there are several answers that pass or do not.
     """
 
     mean: float | None
@@ -37,6 +38,7 @@ class Score:
     length: float
     truncated: float
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    passes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,26 +76,30 @@ def evaluate_model(
     settings: SamplingSettings,
     prompts_per_domain: int,
     measures: Sequence[Measure] = (),
+    samples: int = 1,
     advance: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Greedy answers to the first `prompts_per_domain` prompts of each domain, judged by the prompts' checkers.
+    """Answers to the first `prompts_per_domain` prompts of each domain, judged by the prompts' checkers.
 
-    settings: max_new_tokens, rows and the stops count; the rest is greedy. Domains are decoded apart, so a domain's
+    samples: 1, and answers are greedy: of the settings max_new_tokens, rows and the stops count. With more, so many
+    are sampled for each prompt as the settings say, always the same ones. Domains are decoded apart, so a domain's
     answers do not depend on which others are evaluated. advance: called with how many completions have finished.
     Raises DataError: a prompt that does not fit the context, a checker's fault.
     """
-    greedy = replace(settings, temperature=0.0, top_p=1.0, top_k=0, samples_per_prompt=1)
+    chosen = replace(settings, samples_per_prompt=samples)
+    if samples == 1:
+        chosen = replace(chosen, temperature=0.0, top_p=1.0, top_k=0)
     generator = LocalGenerator(lm)
     counted = None if advance is None else lambda rollouts: advance(len(rollouts))
     domains: dict[str, Score] = {}
-    samples: list[Sample] = []
+    everything: list[Sample] = []
     for domain, prompts in held_out.items():
         rendered = [(prompt, render(prompt.conversation, lm.tokenizer)) for prompt in prompts[:prompts_per_domain]]
-        rollouts = generator.generate(rendered, greedy, seed=0, step=0, policy_version=0, on_finished=counted)
-        judged = [_judge(rollout, lm, greedy.stop) for rollout in rollouts]
+        rollouts = generator.generate(rendered, chosen, seed=0, step=0, policy_version=0, on_finished=counted)
+        judged = [_judge(rollout, lm, chosen.stop) for rollout in rollouts]
         domains[domain] = replace(summarise(rollouts, judged), measures=_measured(measures, lm, judged, rollouts))
-        samples += judged
-    return Evaluation(domains, tuple(samples))
+        everything += judged
+    return Evaluation(domains, tuple(everything))
 
 
 def answer_text(rollout: Rollout, lm: CausalLM, stop: Sequence[str] = ()) -> str:
@@ -108,13 +114,14 @@ def _measured(
 ) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     if "loss" in measures:
-        found["loss"] = reference_losses(lm, [rollout.prompt for rollout in rollouts])
+        prompts = {rollout.prompt.prompt_id: rollout.prompt for rollout in rollouts}
+        found["loss"] = reference_losses(lm, list(prompts.values()))
     if "similarity" in measures:
-        found["similarity"] = {
-            sample.prompt_id: edit_similarity(sample.completion, sample.reference)
-            for sample in judged
-            if sample.reference is not None
-        }
+        near: dict[str, list[float]] = {}
+        for sample in judged:
+            if sample.reference is not None:
+                near.setdefault(sample.prompt_id, []).append(edit_similarity(sample.completion, sample.reference))
+        found["similarity"] = {prompt_id: sum(values) / len(values) for prompt_id, values in near.items()}
     return found
 
 
@@ -127,17 +134,24 @@ def _judge(rollout: Rollout, lm: CausalLM, stop: Sequence[str]) -> Sample:
 
 def summarise(rollouts: Sequence[Rollout], judged: Sequence[Sample]) -> Score:
     """One domain's rollouts, one or more, and their judgments to a Score."""
-    scores = {sample.prompt_id: sample.score for sample in judged if sample.score is not None}
+    found: dict[str, list[float]] = {}
+    for sample in judged:
+        if sample.score is not None:
+            found.setdefault(sample.prompt_id, []).append(sample.score)
+    scores = {prompt_id: sum(of_one) / len(of_one) for prompt_id, of_one in found.items()}
     values = list(scores.values())
     low, high = mean_interval(values) if values else (None, None)
+    several = len(judged) > len({sample.prompt_id for sample in judged})
+    passed = several and all(score in (0.0, 1.0) for of_one in found.values() for score in of_one)
     return Score(
         mean=sum(values) / len(values) if values else None,
         low=low,
         high=high,
         scores=scores,
-        prompts=len(rollouts),
+        prompts=len({rollout.prompt.prompt_id for rollout in rollouts}),
         length=sum(len(rollout.completion_ids) for rollout in rollouts) / len(rollouts),
         truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+        passes=pass_rates([(len(of_one), round(sum(of_one))) for of_one in found.values()]) if passed else {},
     )
 
 
@@ -174,14 +188,25 @@ def measured_mean(score: Score | None, measure: str) -> float | None:
     return sum(values.values()) / len(values) if values else None
 
 
+def passes_table(models: ModelScores) -> tuple[list[str], list[list[str | None]]]:
+    """(columns, rows) of pass@k: a row per domain and k, with each model's value and interval; no rows without any."""
+    rows: list[list[str | None]] = []
+    for domain in _domains(models):
+        found = [scores[domain].passes if domain in scores else {} for scores in models.values()]
+        for k in dict.fromkeys(k for passes in found for k in passes):
+            cells = [_interval(**passes[k]) if k in passes else None for passes in found]
+            rows.append([domain, k, *cells])
+    return ["domain", "of", *models], rows
+
+
 def evaluation_json(
     models: ModelScores, kl: Mapping[str, Mapping[str, float]] | None = None, student: str = STUDENT
 ) -> dict[str, Any]:
     """What `evaluation.json` holds. kl: domain -> teacher -> KL in nats per token on held-out prompts.
 
     domains, intervals, prompts, lengths, truncated: domain -> model -> value. measures: name -> domain -> model -> mean
-    over the references. means: model -> mean over the domains
-    that every model was judged in. recovered: domain -> the share of the specialist's gain over the base that the
+    over the references. pass_at_k: domain -> model -> "pass@k" -> value, low, high, where several answers were sampled
+    to each prompt. means: model -> mean over the domains that every model was judged in. recovered: domain -> the share of the specialist's gain over the base that the
     student has, None where the specialist gained nothing. share_of_specialists: the student's mean over the
     specialists' mean, with its interval. differences: domain -> model -> student − model, paired by prompt.
     """
@@ -204,6 +229,15 @@ def evaluation_json(
             measure: by_domain(partial(measured_mean, measure=measure))
             for measure in MEASURES
             if any(score.measures.get(measure) for scores in models.values() for score in scores.values())
+        },
+        "pass_at_k": {
+            domain: of_models
+            for domain in domains
+            if (
+                of_models := {
+                    model: s[domain].passes for model, s in models.items() if domain in s and s[domain].passes
+                }
+            )
         },
         "kl": {domain: dict(values) for domain, values in (kl or {}).items()},
         "means": {model: _mean(scores, common) for model, scores in models.items()} if common else {},
@@ -264,4 +298,10 @@ def _mean(scores: Mapping[str, Score], domains: Sequence[str]) -> float:
 
 
 def _cell(score: Score | None) -> str | None:
-    return None if score is None or score.mean is None else f"{score.mean:.3f} [{score.low:.2f}, {score.high:.2f}]"
+    if score is None or score.mean is None or score.low is None or score.high is None:
+        return None
+    return _interval(score.mean, score.low, score.high)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f} [{low:.2f}, {high:.2f}]"

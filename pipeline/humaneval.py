@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.prompts import prompt_hash
-from pipeline.statistics import pass_at_k
+from pipeline.statistics import PASS_AT, pass_rates
 from pipeline.types import Prompt
 from teachers.config import ProgramTeacher, PythonTests, Sandbox
 from teachers.programs import Programs, programs
@@ -67,14 +67,11 @@ class Passed:
     feedback: Mapping[str, str]
     not_judged: Mapping[str, str]
 
-    def to_json(self, ks: Sequence[int] = (1, 10, 100)) -> dict[str, Any]:
-        """pass@k with its 95% interval for each of `ks` that all problems have samples for."""
+    def to_json(self, ks: Sequence[int] = PASS_AT) -> dict[str, Any]:
+        """pass@k with its 95% interval for each of `ks`, and for all samples, that all problems have samples for."""
         judged = [count for count in self.counts.values() if count[0] > 0]
-        most = min((samples for samples, _ in judged), default=0)
-        found = {
-            f"pass@{k}": dict(zip(("value", "low", "high"), pass_at_k(judged, k), strict=True)) for k in ks if k <= most
-        }
         samples = sum(samples for samples, _ in judged)
+        found = pass_rates(judged, ks)
         return {**found, "problems": len(judged), "samples": samples, "not_judged": len(self.not_judged)}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -30,18 +32,46 @@ def divergences(loop: Loop, rows: Sequence[Row]) -> dict[str, float]:
     return divergence_by(sums, "teacher")
 
 
-def likeness(loop: Loop, asking: Asking, rollouts: Sequence[Rollout]) -> Iterator[tuple[str, Finding]]:
+@dataclass(frozen=True)
+class Compared:
+    """What came of one teacher. seconds: that it took for all of the rollouts, where it is in this process, else 0."""
+
+    teacher: str
+    findings: tuple[Finding, ...]
+    seconds: float = 0.0
+
+
+def likeness(loop: Loop, asking: Asking, rollouts: Sequence[Rollout]) -> Iterator[Compared]:
     """Asks each teacher that gives distributions about these rollouts: a few questions, in the journal as any other.
 
-    One that is shown another's feedback is left out: that would be asked for too.
+    Those in this process twice: they have to say the same. One that is shown another's feedback is left out: that
+    would be asked for too.
     """
     distributions = {SignalKind.FULL_VOCAB, SignalKind.TOP_K}
     for name, teacher in asking.pool.teachers.items():
         if teacher.signals & distributions and name not in asking.plan.needs:
-            yield name, _finding(loop, asking, name, rollouts)
+            yield _compared(loop, asking, name, rollouts)
 
 
-def _finding(loop: Loop, asking: Asking, name: str, rollouts: Sequence[Rollout]) -> Finding:
+def _compared(loop: Loop, asking: Asking, name: str, rollouts: Sequence[Rollout]) -> Compared:
+    start = time.perf_counter()
+    rows, failed = _rows(asking, name, rollouts)
+    seconds = time.perf_counter() - start
+    nats = divergences(loop, rows).get(name) if rows else None
+    without = f"; no answer to {failed.total()} of {len(rollouts)}: {', '.join(sorted(failed))}" if failed else ""
+    found = [Finding("likeness", None, f"{_described(nats)}{without}")]
+    if name in asking.pool.remote:
+        return Compared(name, tuple(found))
+    if nats is not None:
+        again = divergences(loop, _rows(asking, name, rollouts)[0]).get(name, float("inf"))
+        apart = abs(again - nats)
+        found.append(Finding("repeat", apart < ALIKE, f"the same questions twice differ by {apart:.2g} nats per token"))
+    found.append(Finding("latency", None, f"{seconds:.2f} s for {len(rollouts)} answers together"))
+    return Compared(name, tuple(found), seconds)
+
+
+def _rows(asking: Asking, name: str, rollouts: Sequence[Rollout]) -> tuple[list[Row], Counter[str]]:
+    """(rows with what one teacher said of them, why it said nothing of others)."""
     exchange = Exchange(asking.pool, Plan(Routes({}, {name: 1.0})), {})
     for rollout in rollouts:
         exchange.submit(request_of(asking, rollout, 0))
@@ -54,10 +84,12 @@ def _finding(loop: Loop, asking: Asking, name: str, rollouts: Sequence[Rollout])
             failed[result.reason] += 1
         elif isinstance(result, Answer) and isinstance(result.signal, FullVocab | TopK):
             rows.append(Row(rollout, (Score(name, 1.0, asking.losses.of(result.signal), result.signal),)))
-    without = f"; no answer to {failed.total()} of {len(rollouts)}: {', '.join(sorted(failed))}" if failed else ""
-    nats = divergences(loop, rows).get(name) if rows else None
+    return rows, failed
+
+
+def _described(nats: float | None) -> str:
     if nats is None:
-        return Finding("likeness", None, f"not measured{without}")
+        return "not measured"
     if abs(nats) < ALIKE:
-        return Finding("likeness", None, f"it answers as the student does ({nats:.1e} nats per token){without}")
-    return Finding("likeness", None, f"{nats:.3g} nats per token from the student{without}")
+        return f"it answers as the student does ({nats:.1e} nats per token)"
+    return f"{nats:.3g} nats per token from the student"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 
 from pipeline.asking import request_of
@@ -12,39 +11,47 @@ from pipeline.estimate import Estimate, estimates
 from pipeline.job import Job, Parts
 from pipeline.likeness import likeness
 from pipeline.loop import Loop
-from pipeline.rollout.protocol import SamplingSettings
-from pipeline.types import Rollout
-from pipeline.writers import student_writer
+from pipeline.pace import Tried, step_time, training_bytes, try_a_few
 from teachers.prices import money
 from teachers.types import Finding
 
 SECONDS = 60.0  # that each teacher has to answer everything that is asked of it here
-DOMAINS_TRIED = 4  # whose prompts stand for all
-SHORT = 64  # new tokens that are enough to compare a teacher with the student
+
+Found = list[tuple[str, Finding]]
 
 
-def preflight(job: Job, parts: Parts, loop: Loop) -> None:
-    """Asks every remote teacher what it can do, compares all that give distributions with the student, and prints what
-    was found and what the run may take. The first process does it for all.
+def preflight(job: Job, parts: Parts, loop: Loop, peak_bytes: Callable[[], int]) -> None:
+    """Asks every teacher what it can do, compares all that give distributions with the student, and prints what was
+    found and what the run may take. The first process does it for all. peak_bytes: the most memory held so far.
 
     Raises RunError where a teacher cannot do what the recipe asks of it.
     """
     asking = loop.asking
     if asking is None or not job.world.is_main:
         return
-    rollouts = _a_few(job, parts)
-    found = list(_examined(parts))
-    wrong = {name for name, finding in found if finding.good is False}
-    if not wrong:  # else it would only be told again
-        found += likeness(loop, asking, rollouts)
+    tried = try_a_few(job.recipe, loop, parts.prompts.held_out, whole=bool(parts.pool.remote))
+    found = [*_examined(parts), *parts.pool.loaded(parts.student.lm)]
+    scoring = 0.0
+    if not _wrong(found):  # else it would only be told again
+        for compared in likeness(loop, asking, tried.rollouts):
+            found += [(compared.teacher, finding) for finding in compared.findings]
+            scoring += compared.seconds
     signs = {True: "good", False: "BAD", None: ""}
+    found.sort(key=lambda each: parts.pool.names.index(each[0]))
     rows = [[name, finding.what, signs[finding.good], finding.text] for name, finding in found]
     job.display.table("teachers", ["teacher", "what", "", "found"], rows)
-    if parts.pool.remote:
-        requests = [request_of(asking, rollout, 0) for rollout in rollouts]
-        _show(job, list(estimates(job.recipe, asking, requests)))
-    if wrong:
-        raise RunError("\n".join(_complaint(name, one) for name, one in found if one.good is False))
+    requests = [request_of(asking, rollout, 0) for rollout in tried.rollouts]
+    taken = list(estimates(job.recipe, asking, requests)) if parts.pool.remote else []
+    if taken:
+        _show(job, taken)
+    if wrong := _wrong(found):
+        raise RunError("\n".join(_complaint(name, finding) for name, finding in wrong))
+    latencies = {name: finding.seconds for name, finding in found if finding.seconds is not None}
+    _show_machine(job, parts, tried, scoring, latencies, taken, peak_bytes())
+
+
+def _wrong(found: Found) -> Found:
+    return [(name, finding) for name, finding in found if finding.good is False]
 
 
 def _examined(parts: Parts) -> Iterator[tuple[str, Finding]]:
@@ -53,16 +60,6 @@ def _examined(parts: Parts) -> Iterator[tuple[str, Finding]]:
         assert courier is not None
         for finding in courier.examine(name, SECONDS):
             yield name, finding
-
-
-def _a_few(job: Job, parts: Parts) -> list[Rollout]:
-    """The student's present answers to a held-out prompt of each of a few domains, private ones too: those go nowhere
-    but to teachers that may have them. As long as in the run where questions are paid by their length."""
-    settings = replace(SamplingSettings.from_recipe(job.recipe.rollout), samples_per_prompt=1)
-    if not parts.pool.remote:
-        settings = replace(settings, max_new_tokens=min(SHORT, settings.max_new_tokens))
-    prompts = [prompts[0] for _, prompts in sorted(parts.prompts.held_out.items())[:DOMAINS_TRIED] if prompts]
-    return student_writer(parts.student.lm, settings, job.recipe.seed)(prompts, 0)
 
 
 def _complaint(name: str, finding: Finding) -> str:
@@ -80,3 +77,33 @@ def _show(job: Job, found: list[Estimate]) -> None:
 def _cells(estimate: Estimate) -> list[str | float | None]:
     dollars = "no price known" if estimate.dollars is None else money(estimate.dollars)
     return [estimate.teacher, f"{estimate.questions:,}", f"{estimate.tokens:,}", dollars]
+
+
+def _show_machine(
+    job: Job,
+    parts: Parts,
+    tried: Tried,
+    scoring: float,
+    latencies: Mapping[str, float],
+    taken: Sequence[Estimate],
+    peak: int,
+) -> None:
+    steps = job.recipe.training.steps
+    step = step_time(
+        job.recipe,
+        tried,
+        scoring=scoring,
+        latencies=latencies,
+        questions={estimate.teacher: estimate.questions / steps for estimate in taken},
+        processes=job.world.size,
+    )
+    job.display.note(
+        f"about {step.total:.2f} s a step (writing {step.writing:.2f}, teachers here {step.scoring:.2f}, waiting for "
+        f"others {step.waiting:.2f}, update {step.update:.2f}) and {step.total * steps / 60:.1f} minutes for {steps} "
+        f"steps, evaluations not counted, from {len(tried.rollouts)} answers; --step measures a whole one"
+    )
+    more = training_bytes(parts.student)
+    job.display.note(
+        f"about {(peak + more) / 1e9:.2f} GB: {peak / 1e9:.2f} with everything loaded, {more / 1e9:.2f} for gradients "
+        f"and the optimizer; a whole step's forwards may take more"
+    )

@@ -458,6 +458,7 @@ Measure = Literal["loss", "similarity"]
 class Evaluation(Section):
     every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
     prompts_per_domain: Positive = 100
+    samples: Positive = Field(1, description="answers to each prompt: 1, greedy; more are sampled, and give pass@k")
     max_new_tokens: Positive | None = Field(None, description="default: the rollout's")
     measures: tuple[Measure, ...] = Field(
         (), description="beside the score, against the references: loss (nats per token), similarity (edit similarity)"

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.recipe_problems import did_you_mean
 from pipeline.tasks import DOMAINS
 from pipeline.yaml_lines import Key
+from teachers.config import GIFTS
 
 Finding = tuple[Key, str]
 
@@ -170,11 +171,20 @@ def _pool(data: Mapping[str, Any]) -> Iterator[Finding]:
             if kind not in _GRADERS:
                 text = f"there is no teacher {other!r} that gives feedback; name one of kind chat, program or plugin"
                 yield ("teachers", name, "sees"), text
+            elif not _explains(section_of(pool[other])):
+                text = f"teachers.{other} gives no feedback; add feedback to teachers.{other}.gives, or name another"
+                yield ("teachers", name, "sees"), text
         tune = section_of(data, "student").get("tune", "full")
         kind = tune if isinstance(tune, str) else section_of(tune).get("kind", "full")
         if teacher.get("kind") == "self" and teacher.get("weights") == "base" and kind != "lora":
             text = "a fully tuned student has no base to go back to; write initial or average, or student.tune=lora"
             yield ("teachers", name, "weights"), text
+
+
+def _explains(teacher: Mapping[str, Any]) -> bool:
+    """Whether a grader's feedback is asked for: a chat teacher says only what its recipe wants."""
+    gives = teacher.get("gives", GIFTS)
+    return teacher.get("kind") != "chat" or not isinstance(gives, str | list | tuple) or "feedback" in gives
 
 
 def _comes_back(name: str, fallbacks: Mapping[str, Any]) -> bool:

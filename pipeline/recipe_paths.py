@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe_checks import Finding, model_keys, prepared_name, section_of
+from pipeline.recipe_problems import any_of, did_you_mean
 from pipeline.yaml_lines import Key
 from teachers.config import RUBRICS
 
@@ -95,6 +96,9 @@ def _resolved(key: Key, value: str, folders: Folders) -> tuple[str, str]:
                 return value, f"{value} is a file; name the model's folder"
     if found is not None:
         return str(found), ""
+    if key[-1] == "rubric":
+        hint = did_you_mean(value, RUBRICS)
+        return value, f"{_absent(what, value, folders)}{hint}, or write {any_of(RUBRICS)}"
     return value, _absent(what, value, folders) if wanted else ""
 
 

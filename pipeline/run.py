@@ -188,7 +188,7 @@ def _check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display)
         try:
             _describe_parts(parts, display)
             loop = build_loop(job, parts)
-            preflight(job, parts, loop)
+            preflight(job, parts, loop, peak_bytes)
             if step:
                 _try_step(job, loop)
         finally:

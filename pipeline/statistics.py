@@ -10,6 +10,7 @@ import numpy as np
 
 Z = 1.959964  # of the normal distribution, two-sided 95%
 RESAMPLES = 2_000
+PASS_AT = (1, 10, 100)
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -80,3 +81,12 @@ def pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> tuple[float, float, 
         raise ValueError(f"pass@{k} needs at least {k} samples of each problem, and k at least 1")
     values = [1 - comb(samples - passed, k) / comb(samples, k) for samples, passed in counts]
     return float(np.mean(values)), *mean_interval(values)
+
+
+def pass_rates(counts: Sequence[tuple[int, int]], ks: Sequence[int] = PASS_AT) -> dict[str, dict[str, float]]:
+    """{"pass@1": {"value", "low", "high"}, …} from (samples, passed) of each problem, as `pass_at_k`: for each of `ks`,
+    and for all samples together, where every problem has so many. Problems without samples are left out."""
+    judged = [count for count in counts if count[0] > 0]
+    most = min((samples for samples, _ in judged), default=0)
+    wanted = sorted({k for k in (*ks, most) if 1 <= k <= most})
+    return {f"pass@{k}": dict(zip(("value", "low", "high"), pass_at_k(judged, k), strict=True)) for k in wanted}

@@ -165,13 +165,13 @@ class ChatGrader:
         wrong = await self._tried(_probe("5"), deadline)
         if isinstance(wrong, TeacherFailure):
             return await self._why_not(wrong, deadline)
-        returned = right.model_returned
+        returned, slower = right.model_returned, max(right.latency, wrong.latency)
         return (
             Finding("reachable", True, place(self._server.url)),
             Finding("model", None if returned != self._server.model else True, f"answers as {returned}"),
             Finding("format", None if self.dialect.format == "text" else True, _format_found(self.dialect)),
             _discernment(right, wrong),
-            Finding("latency", None, f"{max(right.latency, wrong.latency):.1f} s"),
+            Finding("latency", None, f"{slower:.1f} s", slower),
             self._price(),
         )
 

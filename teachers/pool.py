@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 import torch
 
 from teachers import adapters, chat, crossing, local, plugins, privileged, programs, served
-from teachers.alignment import compare_models, compare_vocabularies
+from teachers.alignment import compare_models, compare_vocabularies, fingerprint
 from teachers.causal_lm import CausalLM, ModelKey
 from teachers.config import TeacherConfig, TransformersTeacher
 from teachers.errors import TeacherError
 from teachers.models import Models, Resolve, where
 from teachers.scoring import TOKENS_PER_FORWARD, HiddenStateTeacher
-from teachers.types import Answer, LocalTeacher, RemoteTeacher, ScoreRequest, TeacherFailure
+from teachers.types import Answer, Finding, LocalTeacher, RemoteTeacher, ScoreRequest, TeacherFailure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,6 +110,19 @@ class Pool:
         """Raises what went wrong while a remote teacher was asked, if it was the program's fault."""
         if self.courier is not None:
             self.courier.check()
+
+    def loaded(self, student: CausalLM) -> Iterator[tuple[str, Finding]]:
+        """What is known of the teachers in this process that are models of their own; were it wrong they would not be
+        here."""
+        for name, teacher in self.teachers.items():
+            if not isinstance(teacher, HiddenStateTeacher | crossing.CrossingTeacher):
+                continue
+            own = fingerprint(teacher.lm.tokenizer)
+            same = own == fingerprint(student.tokenizer)
+            said = "the student's" if same else "another one, which agrees with the student's as far as it is used"
+            yield name, Finding("tokenizer", True, f"{said} ({own[:12]})")
+            fits = True if teacher.lm.context >= student.context else None
+            yield name, Finding("context", fits, f"{teacher.lm.context:,} tokens")
 
     @contextmanager
     def writing(self, name: str) -> Iterator[CausalLM]:

@@ -135,12 +135,13 @@ class Programs:
                 outcome = await run([PYTHON, "-I", "-S", "-c", "print(6 * 7)"], {}, self.sandbox)
         except (SandboxError, TimeoutError) as error:
             return (Finding("sandbox", False, str(error) or "a program did not start in time"),)
+        seconds = time.perf_counter() - start
         missing = missing_protection()
         said = "bubblewrap: no network, a scratch folder" if missing is None else f"unprotected: {missing}"
         works = outcome.status == 0 and outcome.output == b"42\n"
         return (
             Finding("sandbox", None if works and missing else works, said if works else "a first program did not work"),
-            Finding("latency", None, f"{time.perf_counter() - start:.2f} s to start a program"),
+            Finding("latency", None, f"{seconds:.2f} s to start a program", seconds),
         )
 
     async def aclose(self) -> None:

@@ -65,7 +65,8 @@ async def _examine_one(asker: Asker, url: str, deadline: float) -> _Seen:
     for what, temperature in (("repeat", 1.0), ("temperature", 0.5)):
         again = await _score(asker, server, url, temperature, deadline)
         findings.append(_failed(asker, again) if isinstance(again, TeacherFailure) else _compared(what, first, again))
-    findings.append(Finding("latency", None, f"{first.latency:.2f} s for {first.usage.input} tokens"))
+    said = f"{first.latency:.2f} s for {first.usage.input} tokens"
+    findings.append(Finding("latency", None, said, first.latency))
     return _Seen(tuple(findings), first)
 
 
@@ -92,6 +93,11 @@ def _failed(asker: Asker, failure: TeacherFailure) -> Finding:
         instead = f"set top_k to {allowed[1]}" if allowed else "set a smaller top_k"
         advice = f"start the server with --max-logprobs {asker.k} (vLLM's flag), or {instead}"
         return Finding("top_k", False, f"top_k: {asker.k} is more than the server allows: {failure.detail}; {advice}")
+    if "echo" in failure.detail:
+        advice = (
+            "it does not score a given text (llama.cpp's own server does not; llama-cpp-python's, vLLM and SGLang do)"
+        )
+        return Finding("logprobs", False, f"{failure.detail}; {advice}")
     what = {"uniform": "uniform", "not_found": "model", "missing_top_k": "top_k", "too_long": "context"}
     named = "reachable" if failure.reason in _NO_ANSWER + _NO_ENTRY else what.get(failure.reason, "logprobs")
     return Finding(named, False, f"{failure.reason}: {failure.detail}")
@@ -117,10 +123,11 @@ async def _tokenizer(asker: Asker, server: Server, root: str, deadline: float) -
     """Whether the server cuts our texts as the student does, where it cuts texts for others."""
     differ = 0
     for text in PROBES:
-        body = {"model": asker.model, "prompt": text, "add_special_tokens": False}
+        # vLLM and SGLang read `prompt`; llama.cpp's server reads `content`, and answers with no tokens where it is not.
+        body = {"model": asker.model, "prompt": text, "add_special_tokens": False, "content": text}
         reply = await asker.client.post(root + "/tokenize", body, private=False, deadline=deadline)
         tokens = None if isinstance(reply, TeacherFailure) else reply.body.get("tokens")
-        if not isinstance(tokens, list):
+        if not isinstance(tokens, list) or not tokens:
             return Finding("tokenizer", None, "the server does not show it; its token ids are taken as the student's")
         differ += tokens != asker.cut(text)
     if differ:

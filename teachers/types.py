@@ -263,9 +263,10 @@ class RemoteTeacher(Protocol):
 class Finding:
     """One line of preflight. what: reachable, model, tokenizer, top_k, context, logprobs, repeat, uniform, latency, …
 
-    good: None where it is only told, False where a run would be wrong.
+    good: None where it is only told, False where a run would be wrong. seconds: of a latency, for one answer.
     """
 
     what: str
     good: bool | None
     text: str
+    seconds: float | None = None

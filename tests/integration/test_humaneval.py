@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.files import read_lines
 from pipeline.humaneval import Passed, evaluate, prompts_of
 from pipeline.prompts import load_prompts
 from pipeline.recipe import Data
 from pipeline.statistics import pass_at_k
 from teachers.config import Sandbox
 from teachers.types import Chat, RawText
+from tests.runs import changed, distill_settings, run_here, write_recipe
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT.parent / "shared" / "data" / "HumanEval.jsonl.gz"
@@ -106,6 +108,37 @@ def test_a_plain_source_of_a_recipe_gives_prompts_that_are_judged_the_same(file:
         assert isinstance(prompt.conversation, RawText)
         completions[prompt.prompt_id] = [solutions[prompt.conversation.text], "    return 7\n"]
     assert list(evaluate(prompts, completions, Sandbox()).counts.values()) == [(2, 1), (2, 1)]
+
+
+@walled
+def test_a_recipe_trains_on_tests_and_reports_how_often_one_of_several_answers_passes(tmp_path: Path) -> None:
+    problems = [{**problem, "prompt": f"{problem['prompt']}{'#' * n}"} for n in range(2) for problem in PROBLEMS]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    columns = {"prompt": "prompt", "answer": "test"}
+    source = {"kind": "dataset", "path": "problems.jsonl", "columns": columns, "as_chat": False}
+    settings = changed(
+        distill_settings(tmp_path),
+        {
+            "teachers": {"tests": {"kind": "program", "check": "python_tests"}},
+            "routing": "all",
+            "data": {"held_out": 2, "sources": {"code": {**source, "checker": "python_tests"}}},
+            "rollout.samples_per_prompt": 2,
+            "objective": {"anchor": 0.1},  # a student of random weights passes nothing: all advantages are 0
+            "training.steps": 1,
+            "training.prompts_per_step": 2,
+            "evaluation": {"prompts_per_domain": 2, "samples": 3},
+        },
+    )
+    folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
+    (line,) = read_lines(folder / "metrics.jsonl")
+    assert line["grade"] == {"tests": 0.0}
+    assert line["failures"] == {}
+    found = json.loads((folder / "evaluation.json").read_text())["pass_at_k"]["code"]
+    assert found.keys() == {"base", "student"}
+    assert found["student"].keys() == {"pass@1", "pass@3"}
+    assert found["student"]["pass@3"]["value"] == 0.0
+    samples = list(read_lines(folder / "evaluations" / "base.samples.jsonl"))
+    assert [sample["score"] for sample in samples] == [0.0] * 6
 
 
 @walled

@@ -100,8 +100,56 @@ def test_a_teacher_that_is_the_student_is_seen_local_or_served(tmp_path: Path, s
 
 def test_local_teachers_alone_are_compared_too(tmp_path: Path, settings: Settings) -> None:
     result = check(tmp_path, settings, {})
-    assert [row[:2] for row in rows(result.output, "teachers")] == [["local", "likeness"]]
+    found = {row[1]: row[2:] for row in rows(result.output, "teachers")}
+    assert list(found) == ["tokenizer", "context", "likeness", "repeat", "latency"]
+    assert found["tokenizer"][0] == found["context"][0] == found["repeat"][0] == "good"
+    assert "128 tokens" in found["context"][1]
     assert "the whole run, at most" not in result.output
+
+
+def test_what_a_run_may_take_of_time_and_memory(tmp_path: Path, settings: Settings, critic: ChatServer) -> None:
+    chat = {"kind": "chat", "url": critic.url, "model": "grader", "limits": {"concurrency": 1}}
+    checker = {"kind": "program", "check": "answer"}
+    result = check(tmp_path, settings, {"critic": chat, "checker": checker})
+    number = r"(\d+\.\d+)"
+    parts = rf"writing {number}, teachers here {number}, waiting for others {number}, update {number}"
+    found = re.search(rf"^about {number} s a step \({parts}\)", result.output, re.MULTILINE)
+    assert found is not None, result.output
+    total, *each = map(float, found.groups())
+    assert total == pytest.approx(sum(each), abs=0.03)  # each is rounded
+    assert all(seconds > 0 for seconds in each)
+    assert re.search(rf"^about {number} GB: {number} with everything loaded, ", result.output, re.MULTILINE)
+    estimated = {row[0]: row[1:] for row in rows(result.output, "the whole run, at most")}
+    assert estimated["checker"][2] == "$0.00"  # nobody charges for a program
+
+
+UNSTEADY = """
+import torch
+
+from teachers.types import Answer, SignalKind, TopK
+
+
+class Unsteady:
+    signals = frozenset({SignalKind.TOP_K})
+
+    def __init__(self, name, options, tools):
+        self.asked = 0
+
+    def score(self, requests):
+        self.asked += 1
+        for request in requests:
+            n = len(request.token_ids)
+            said = torch.full((n,), -float(self.asked))
+            nothing = torch.zeros(n, 0)
+            tail = torch.zeros(n)
+            yield request.request_id, Answer(TopK(said, nothing.long(), nothing, tail, torch.ones(n, dtype=torch.bool)))
+"""
+
+
+def test_a_teacher_in_this_process_that_changes_its_mind(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "unsteady.py").write_text(UNSTEADY)
+    said = complaint(check(tmp_path, settings, {"moody": {"kind": "plugin", "use": "./unsteady.py:Unsteady"}}))
+    assert said.startswith("teachers.moody: repeat: the same questions twice differ by 1 nats")
 
 
 def test_offline_asks_nobody(tmp_path: Path, settings: Settings, served: ScoringServer, critic: ChatServer) -> None:

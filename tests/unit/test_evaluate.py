@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluate import Score, answer_text, evaluate_model, evaluation_json, table
+from pipeline.evaluate import Score, answer_text, evaluate_model, evaluation_json, passes_table, table
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.statistics import Z, mean_interval, paired_difference, ratio_of_means, resampled_means, wilson
 from pipeline.types import Prompt, Rollout
@@ -83,6 +83,32 @@ def test_greedy_answers_and_their_scores(lm: CausalLM) -> None:
     assert sum(finished) == 5 + 3
 
 
+def test_several_answers_are_sampled_and_passed_by_the_unbiased_estimate(lm: CausalLM) -> None:
+    settings = SamplingSettings(2, temperature=0.8, rows=3)
+    prompts = [prompt(number, "a") for number in range(4)]
+    written = evaluate_model(lm, {"a": prompts}, settings=settings, prompts_per_domain=4, samples=5).samples
+    answers = [[sample.completion for sample in written if sample.prompt_id == p.prompt_id] for p in prompts]
+    assert [len(set(of_one)) > 1 for of_one in answers] == [True] * 4  # else nothing was sampled
+    prompts = [replace(p, reference=of_one[0]) for p, of_one in zip(prompts, answers, strict=True)]
+    prompts[3] = replace(prompts[3], reference="nothing like it")
+    score = evaluate_model(lm, {"a": prompts}, settings=settings, prompts_per_domain=4, samples=5).domains["a"]
+    passed = [sum(text.split() == of_one[0].split() for text in of_one) for of_one in answers[:3]] + [0]
+    assert list(score.scores.values()) == [count / 5 for count in passed]
+    assert score.prompts == 4
+    assert score.passes.keys() == {"pass@1", "pass@5"}
+    assert score.passes["pass@1"]["value"] == pytest.approx(sum(passed) / 20)
+    assert score.passes["pass@5"]["value"] == 0.75
+    assert score.passes["pass@5"]["low"] < 0.75 < score.passes["pass@5"]["high"]
+    assert Score.from_json(json.loads(json.dumps(score.to_json()))) == score
+
+
+def test_no_rate_of_passing_where_an_answer_may_be_half_right(lm: CausalLM, tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text("def half(completion, reference, prompt):\n    return 0.5\n")
+    halves = [prompt(number, "a", checker=f"{tmp_path / 'half.py'}:half") for number in range(2)]
+    evaluation = evaluate_model(lm, {"a": halves}, settings=SamplingSettings(2), prompts_per_domain=2, samples=3)
+    assert (evaluation.domains["a"].mean, evaluation.domains["a"].passes) == (0.5, {})
+
+
 def test_a_domain_does_not_depend_on_the_others(lm: CausalLM) -> None:
     held_out = {name: [prompt(number, name) for number in range(5)] for name in ("a", "b")}
     settings = SamplingSettings(NEW_TOKENS, rows=4)
@@ -105,6 +131,14 @@ def test_answers_end_before_the_stop_string_and_without_thinking(lm: CausalLM) -
     rollout = Rollout(prompt(0, "a"), 0, (1,), segments, "end")
     assert answer_text(rollout, lm) == "four.STOP x"
     assert answer_text(rollout, lm, ("never", "STOP", " x")) == "four."
+
+
+def test_a_table_of_passing() -> None:
+    rates = {"pass@1": {"value": 0.5, "low": 0.25, "high": 0.75}}
+    one, other = replace(judged([1, 0]), passes=rates), judged([1, 1])
+    models = {"base": {"a": one, "b": other}, "student": {"a": other, "b": other}}
+    assert passes_table(models) == (["domain", "of", "base", "student"], [["a", "pass@1", "0.500 [0.25, 0.75]", None]])
+    assert evaluation_json(models)["pass_at_k"] == {"a": {"base": rates}}
 
 
 def test_a_score_survives_json() -> None:

@@ -202,6 +202,19 @@ MISTAKES = {
         "12: prepare.base.recipe",
         ["no.yaml"],
     ),
+    "no such rubric": (
+        "kind: transformers, model: org/sorter",
+        "kind: chat, model: deepseek-v4-pro, rubric: maths",
+        "10: teachers.sorting.rubric",
+        ["did you mean math?", "chat, math or code"],
+    ),
+    "feedback that nobody gives": (
+        "{kind: transformers, model: org/sorter}",
+        "{kind: chat, model: m, url: 'http://127.0.0.1:8', gives: score}\n"
+        "  own: {kind: self, sees: 'feedback:sorting'}",
+        "11: teachers.own.sees",
+        ["teachers.sorting.gives"],
+    ),
     "full support": (
         "training:",
         "objective: {divergence: policy_gradient}\nrollout:\n  top_p: 0.9\ntraining:",

@@ -43,7 +43,7 @@ from teachers.types import (
     Usage,
 )
 from tests.models import tiny_model, tiny_tokenizer
-from tests.servers.scoring_server import KINDS, MODEL, Json, ScoringServer, ServerKind
+from tests.servers.scoring_server import KINDS, MODEL, Json, Refused, ScoringServer, ServerKind
 
 SECONDS = 30.0
 PROMPT = Chat((Message("user", "What is 2 + 3?"),))
@@ -613,6 +613,38 @@ def test_another_tokenizer_is_found() -> None:
 
     with serving(twist=shift) as server:
         assert bad(examined(teacher(server.url))) == ["tokenizer"]
+
+
+def test_a_server_that_reads_texts_to_cut_under_another_name_is_understood() -> None:
+    """llama.cpp's: without `content` it cuts nothing into no tokens, and says so with status 200."""
+    asked: list[Json] = []
+
+    def tokenize(path: str, body: Json) -> Json:
+        if path != "/tokenize":
+            return usual(path, body)
+        asked.append(body)
+        return {"tokens": tokenizer().encode(body.get("content", ""), add_special_tokens=False)}
+
+    with serving("completions") as server:
+        usual = server.post
+        server.post = tokenize  # type: ignore[method-assign]
+        assert examined(teacher(server.url, top_k=0))["tokenizer"].good
+        assert asked
+        server.post = lambda path, body: {"tokens": []} if path == "/tokenize" else usual(path, body)  # type: ignore[method-assign]
+        assert examined(teacher(server.url, top_k=0))["tokenizer"].good is None
+
+
+def test_a_server_that_writes_and_does_not_score_is_named() -> None:
+    """llama.cpp's own server."""
+
+    def refuse(path: str, body: Json) -> Json:
+        raise Refused(500 if path == "/v1/completions" else 404, "Only no echo is supported")
+
+    with serving("completions") as server:
+        server.post = refuse  # type: ignore[method-assign]
+        found = examined(teacher(server.url))
+    assert bad(found) == ["logprobs"]
+    assert "does not score a given text" in found["logprobs"].text
 
 
 def test_a_server_that_follows_the_temperature_is_told_apart() -> None:
