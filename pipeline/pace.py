@@ -16,7 +16,7 @@ from pipeline.rollout.protocol import SamplingSettings
 from pipeline.targets import Row, build_batch, group_rows, normaliser
 from pipeline.types import Prompt, Rollout
 from pipeline.writers import student_writer
-from teachers.config import Limits, ProgramTeacher, RemoteBase
+from teachers.config import ExactAnswer, Limits, ProgramTeacher, RemoteBase, TeacherConfig
 
 DOMAINS_TRIED = 4  # whose prompts stand for all
 SHORT = 64  # new tokens that are enough to compare a teacher with the student
@@ -98,7 +98,11 @@ def step_time(
     times = rows / len(tried.rollouts)
     writing = tried.writing * ceil(rows / recipe.rollout.rows)
     here, update = scoring * times, (1 + BACKWARD) * tried.forward * times
-    asked = {name: questions.get(name, 0.0) * seconds / _at_once(recipe, name) for name, seconds in latencies.items()}
+    asked = {
+        name: questions.get(name, 0.0) * seconds / _at_once(recipe, name)
+        for name, seconds in latencies.items()
+        if not _starts_nothing(recipe.teachers[name])
+    }
     waiting = max(asked.values(), default=0.0)
     beside = writing + here + update if recipe.pool.staleness else 0.0  # a step ahead, they answer meanwhile
     return StepTime(writing, here, update, max(0.0, waiting - beside))
@@ -109,6 +113,11 @@ def _at_once(recipe: DistillRecipe | SftRecipe, name: str) -> int:
     limits = config.limits if isinstance(config, RemoteBase) else Limits()
     cores = os.cpu_count() or 1
     return min(limits.concurrency, cores) if isinstance(config, ProgramTeacher) else limits.concurrency
+
+
+def _starts_nothing(config: TeacherConfig) -> bool:
+    """A checker of the recipe's answers at once: its latency is that of a program, and it starts none."""
+    return isinstance(config, ProgramTeacher) and isinstance(config.check, ExactAnswer)
 
 
 def training_bytes(student: torch.nn.Module) -> int:

@@ -171,7 +171,7 @@ def _pool(data: Mapping[str, Any]) -> Iterator[Finding]:
             if kind not in _GRADERS:
                 text = f"there is no teacher {other!r} that gives feedback; name one of kind chat, program or plugin"
                 yield ("teachers", name, "sees"), text
-            elif not _explains(section_of(pool[other])):
+            elif not _gives(section_of(pool[other]), "feedback"):
                 text = f"teachers.{other} gives no feedback; add feedback to teachers.{other}.gives, or name another"
                 yield ("teachers", name, "sees"), text
         tune = section_of(data, "student").get("tune", "full")
@@ -181,10 +181,12 @@ def _pool(data: Mapping[str, Any]) -> Iterator[Finding]:
             yield ("teachers", name, "weights"), text
 
 
-def _explains(teacher: Mapping[str, Any]) -> bool:
-    """Whether a grader's feedback is asked for: a chat teacher says only what its recipe wants."""
+def _gives(teacher: Mapping[str, Any], gift: str) -> bool:
+    """Whether a teacher may give a score or feedback: a chat teacher says only what its recipe wants."""
     gives = teacher.get("gives", GIFTS)
-    return teacher.get("kind") != "chat" or not isinstance(gives, str | list | tuple) or "feedback" in gives
+    if teacher.get("kind") != "chat" or not isinstance(gives, str | list | tuple):
+        return teacher.get("kind") in _GRADERS
+    return gift in gives
 
 
 def _comes_back(name: str, fallbacks: Mapping[str, Any]) -> bool:
@@ -254,7 +256,7 @@ def _temperatures(data: Mapping[str, Any]) -> Iterator[Finding]:
 def _alone(data: Mapping[str, Any]) -> Iterator[Finding]:
     """Grades that are compared within a prompt need a second sample of it."""
     grades = section_of(data, "objective", "grades")
-    graded = any(section_of(t).get("kind") in _GRADERS for t in section_of(data, "teachers").values())
+    graded = any(_gives(section_of(teacher), "score") for teacher in section_of(data, "teachers").values())
     if not graded or grades.get("weight", 1) == 0 or grades.get("baseline", "group") != "group":
         return
     if section_of(data, "rollout").get("samples_per_prompt", 1) == 1:
@@ -274,5 +276,5 @@ def _uses_ratios(data: Mapping[str, Any]) -> str | None:
     teachers = [section_of(teacher) for teacher in section_of(data, "teachers").values()]
     if any(teacher.get("kind") == "served" and teacher.get("top_k") == 0 for teacher in teachers):
         return "a served teacher with top_k: 0"
-    graded = any(teacher.get("kind") in _GRADERS for teacher in teachers)
+    graded = any(_gives(teacher, "score") for teacher in teachers)
     return "a grade" if graded and section_of(objective, "grades").get("weight", 1) != 0 else None

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.recipe_checks import Finding, model_keys, prepared_name, section_of
 from pipeline.recipe_problems import any_of, did_you_mean
 from pipeline.yaml_lines import Key
-from teachers.config import RUBRICS
+from teachers.config import RUBRICS, is_text
 
 PACKAGE = "package:"  # an installed Python package instead of a folder
 _DATA_FILE = re.compile(r"\.(jsonl|json|parquet|csv)(\.gz)?$")
@@ -72,6 +72,8 @@ def _resolved(key: Key, value: str, folders: Folders) -> tuple[str, str]:
     """(the absolute path, "") | (the value, what is wrong) | (the value, "") for what is not a path at all."""
     if key[-1] in ("checker", "use"):
         return _in_file(value, folders, *_DEFINED[str(key[-1])])
+    if key[-1] in ("rubric", "instructions") and is_text(value):
+        return value, ""
     found = _find(value, folders)
     match key[-1]:
         case "path" if key[-2] in ("source", "of"):

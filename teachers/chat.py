@@ -33,6 +33,7 @@ from teachers.client import (
 from teachers.config import ChatTeacher, Gift
 from teachers.errors import TeacherError
 from teachers.guard import is_loopback
+from teachers.prices import price_finding
 from teachers.types import (
     Answer,
     Chat,
@@ -285,12 +286,8 @@ class ChatGrader:
         return [str(row["id"]) for row in rows[:20] if isinstance(row, dict) and "id" in row]
 
     def _price(self) -> Finding:
-        if self._server.priced:
-            return Finding("price", True, "known")
-        if is_loopback(httpx2.URL(self._server.url).host):
-            return Finding("price", None, "none: nothing is charged")
-        where = f"teachers.{self.name}.price"
-        return Finding("price", None, f"not known: its dollars are not counted, and no budget holds them; set {where}")
+        here = is_loopback(httpx2.URL(self._server.url).host)
+        return price_finding(self.name, known=self._server.priced, here=here)
 
 
 def build(name: str, config: ChatTeacher, tools: Tools) -> ChatGrader:

@@ -14,11 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from teachers.config import GIFTS, ChatTeacher
+from teachers.config import GIFTS, RUBRICS, ChatTeacher, is_text
 from teachers.errors import TeacherError
 from teachers.types import Conversation, Judgment, RawText, ScoreRequest
 
-RUBRICS = ("chat", "math", "code")
 RUBRIC = "{rubric}"  # where the rubric goes in the instructions
 
 MARKED = """\
@@ -69,13 +68,13 @@ def instructions_of(name: str, config: ChatTeacher, folder: Path) -> str:
         TeacherError: a file that the recipe names is not there or is empty, or the rubric has no place in it.
     """
     own = config.instructions
-    words = _read(f"teachers.{name}.instructions", folder / own) if own else _built_in("instructions")
+    words = _given(f"teachers.{name}.instructions", own, folder) if own else _built_in("instructions")
     if RUBRIC in words:
         words = words.replace(RUBRIC, _rubric(name, config.rubric, folder))
     elif "rubric" in config.model_fields_set:
         raise TeacherError(
-            f"teachers.{name}.rubric: {own} has no {RUBRIC}, so that the rubric is not used; put {RUBRIC} in it where "
-            "the rubric belongs, or leave the rubric out"
+            f"teachers.{name}.rubric: its instructions have no {RUBRIC}, so that the rubric is not used; put {RUBRIC} "
+            "in them where the rubric belongs, or leave the rubric out"
         )
     above = [config.system] if config.system else []
     return "\n\n".join([*above, words, MARKED, _reply_wanted(config.gives)])
@@ -151,11 +150,19 @@ def _opinion(teacher: str, judgment: Judgment) -> str:
 def _rubric(name: str, rubric: str, folder: Path) -> str:
     if rubric in RUBRICS:
         return _built_in(rubric)
-    path = folder / rubric
-    if not path.is_file():
-        names = ", ".join(RUBRICS)
-        raise TeacherError(f"teachers.{name}.rubric: there is no file {path}; name one, or one of {names}")
-    return _read(f"teachers.{name}.rubric", path)
+    where = f"teachers.{name}.rubric"
+    if not is_text(rubric) and not (folder / rubric).is_file():
+        raise TeacherError(f"{where}: there is no file {folder / rubric}; name one, or one of {', '.join(RUBRICS)}")
+    return _given(where, rubric, folder)
+
+
+def _given(where: str, value: str, folder: Path) -> str:
+    """A text of the recipe's, or what is in the file that it names."""
+    if not is_text(value):
+        return _read(where, folder / value)
+    if not value.strip():
+        raise TeacherError(f"{where}: it is empty; write in it what the teacher is to go by")
+    return value.strip()
 
 
 def _read(where: str, path: Path) -> str:

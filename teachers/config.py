@@ -162,6 +162,13 @@ class ServedTeacher(ProvidedBase):
 
 
 RUBRICS = ("chat", "math", "code")  # those that come with the program
+
+
+def is_text(value: str) -> bool:
+    """Whether this is a text itself (YAML's `|`) and not the name of a file with one."""
+    return "\n" in value
+
+
 Gift = Literal["score", "feedback", "rewrite"]
 GIFTS: tuple[Gift, ...] = ("score", "feedback", "rewrite")
 
@@ -173,8 +180,10 @@ class ChatTeacher(ProvidedBase):
     model: str = Field(min_length=1, description="a name in the catalog, or as the server names it")
     url: Url | None = Field(None, description="default: the catalog's")
     gives: Annotated[tuple[Gift, ...], Field(min_length=1), BeforeValidator(_as_tuple)] = GIFTS
-    rubric: str = Field("chat", description="chat, math, code, or a file with your own")
-    instructions: Path | None = Field(None, description="a file with the whole prompt, instead of the built-in one")
+    rubric: str = Field("chat", description="chat, math, code, a file with your own, or its text, of several lines")
+    instructions: str | None = Field(
+        None, description="the whole prompt instead of the built-in one: a file, or its text, of several lines"
+    )
     max_tokens: Positive = Field(2048, description="of an answer, reasoning included")
     temperature: Amount | None = Field(0.0, description="null: the server's own")
     options: dict[str, Any] = Field(default_factory=dict, description="sent along as they are, such as a thinking mode")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
 from teachers.config import Price
-from teachers.types import Usage
+from teachers.types import Finding, Usage
 
 MILLION = Decimal(1_000_000)
 FREE = Decimal(0)
@@ -121,3 +121,13 @@ def money(dollars: Decimal) -> str:
         return f"{sign}${amount:,.2f}"
     digits = f"{amount.quantize(Decimal(1).scaleb(amount.adjusted() - 2)):f}"
     return f"{sign}${digits.rstrip('0').ljust(4, '0')}"
+
+
+def price_finding(name: str, *, known: bool, here: bool) -> Finding:
+    """What preflight says about a teacher's price. here: whether its server is this machine."""
+    if known:
+        return Finding("price", True, "known")
+    if here:
+        return Finding("price", None, "none: nothing is charged")
+    where = f"teachers.{name}.price"
+    return Finding("price", None, f"not known: its dollars are not counted, and no budget holds them; set {where}")

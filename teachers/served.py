@@ -100,7 +100,7 @@ class ScoringServer:
         return await self._endpoints.run(self.name, attempt)
 
     async def examine(self, deadline: float) -> tuple[Finding, ...]:
-        return await examine(self._asker, self._config.url, deadline)
+        return await examine(self._asker, self._config, deadline)
 
     async def aclose(self) -> None:
         await self._asker.client.aclose()

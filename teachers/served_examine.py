@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import torch
 
 from teachers.alignment import PROBES
+from teachers.catalog import lookup
 from teachers.client import place
+from teachers.guard import is_loopback
+from teachers.prices import price_finding
 from teachers.served_server import Asker, Server, root_of
 from teachers.types import Answer, Finding, TeacherFailure, TopK
+
+if TYPE_CHECKING:
+    from teachers.config import ServedTeacher
 
 _TOKENS = 96  # of our text: enough to see a pattern, and little enough for any context
 # Nats per token. The batch that a question falls into moves the last bits of bf16 by less; other weights by more.
@@ -26,15 +33,15 @@ class _Seen:
     answer: Answer | None = None
 
 
-async def examine(asker: Asker, urls: Sequence[str], deadline: float) -> tuple[Finding, ...]:
+async def examine(asker: Asker, config: ServedTeacher, deadline: float) -> tuple[Finding, ...]:
     """Asks each address for its models, context and tokenizer, and three times for scores of the same text.
 
-    Finds: reachable, model, context, tokenizer, logprobs or top_k or uniform, repeat, temperature, latency, and
-    replicas where there are several addresses.
+    Finds: reachable, model, context, tokenizer, logprobs or top_k or uniform, repeat, temperature, latency, replicas
+    where there are several addresses, and price.
     """
     findings: list[Finding] = []
     answers: dict[str, TopK] = {}
-    for url in urls:
+    for url in config.url:
         seen = await _examine_one(asker, url, deadline)
         findings += seen.findings
         if seen.answer is not None:
@@ -42,7 +49,9 @@ async def examine(asker: Asker, urls: Sequence[str], deadline: float) -> tuple[F
             answers[place(url)] = seen.answer.signal
     if len(answers) > 1:
         findings.append(_replicas(answers))
-    return tuple(findings)
+    known = config.price is not None or lookup(config.model, config.url) is not None
+    here = all(is_loopback(urlsplit(url).hostname or "") for url in config.url)
+    return (*findings, price_finding(asker.name, known=known, here=here))
 
 
 async def _examine_one(asker: Asker, url: str, deadline: float) -> _Seen:

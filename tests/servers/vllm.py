@@ -9,14 +9,18 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 PYTHON = "TUTELAGE_VLLM_PYTHON"  # the variable that names its python
-_READY_SECONDS = 240
+_READY_SECONDS = 400
+_INTERPRETED = {
+    "VLLM_USE_V2_MODEL_RUNNER": "1",
+    "PYTHONPATH": str(Path(__file__).with_name("triton_interpreter")),
+}
 
 
 def vllm_python() -> str:
@@ -38,10 +42,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def vllm_server(
-    python: str, model: str, log: Path, *flags: str, environment: Mapping[str, str] | None = None
-) -> Iterator[str]:
-    """Serves the model in the folder `model` under the name "tiny" and yields the base URL, ending in /v1."""
+def vllm_server(python: str, model: str, log: Path, *flags: str, interpreted: bool = False) -> Iterator[str]:
+    """Serves the model in the folder `model` under the name "tiny" and yields the base URL, ending in /v1.
+
+    interpreted: with its second model runner, whose Triton kernels are interpreted.
+    """
     port = free_port()
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
@@ -57,7 +62,7 @@ def vllm_server(
             command,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **settings, **(environment or {})},
+            env={**os.environ, **settings, **(_INTERPRETED if interpreted else {})},
             cwd=log.parent,
             start_new_session=True,  # its workers are ended with it
         )
@@ -65,7 +70,8 @@ def vllm_server(
             _wait(process, f"http://127.0.0.1:{port}/health", log)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            if process.poll() is None:  # else what it died of would not be told
+                os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:

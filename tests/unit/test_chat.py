@@ -125,14 +125,24 @@ def test_own_instructions_replace_the_built_in_ones(tmp_path: Path) -> None:
     assert "Grade like a cook." in instructions_of("judge", a_config(instructions="whole.md"), tmp_path)
 
 
+def test_rubric_and_instructions_may_stand_in_the_recipe(tmp_path: Path) -> None:
+    words = instructions_of("judge", a_config(rubric="Only rhymes count.\nNothing else.\n"), tmp_path)
+    assert "You are a teacher" in words
+    assert "Only rhymes count.\nNothing else." in words
+    whole = f"Grade like a cook.\n{RUBRIC}\n"
+    words = instructions_of("judge", a_config(instructions=whole, rubric="Salt\n"), tmp_path)
+    assert words.startswith("Grade like a cook.\nSalt\n\n")
+
+
 @pytest.mark.parametrize(
     ("fields", "files", "says"),
     [
         ({"rubric": "no.md"}, {}, "teachers.judge.rubric: there is no file"),
         ({"rubric": "empty.md"}, {"empty.md": b" \n"}, "empty.md is empty"),
+        ({"rubric": " \n"}, {}, "teachers.judge.rubric: it is empty"),
         ({"rubric": "bytes.md"}, {"bytes.md": b"\xff\xfe\xfa"}, "it is not UTF-8"),
         ({"instructions": "no.md"}, {}, "teachers.judge.instructions: cannot read"),
-        ({"instructions": "a.md", "rubric": "math"}, {"a.md": b"x"}, "has no {rubric}"),
+        ({"instructions": "a.md", "rubric": "math"}, {"a.md": b"x"}, "have no {rubric}"),
         ({"url": None}, {}, "'m' is not in the catalog; name its server's url"),
         ({"key": "NO_SUCH_KEY_HERE"}, {}, "teachers.judge.key"),
         ({"options": {"n": 3}}, {}, "teachers.judge.options.n: the teacher sets this itself"),

@@ -21,7 +21,11 @@ def recipe(**pool: Any) -> DistillRecipe:
         {
             "method": "distill",
             "student": {"model": "org/m"},
-            "teachers": {"far": served, "near": {"kind": "transformers", "model": "org/t"}},
+            "teachers": {
+                "far": served,
+                "near": {"kind": "transformers", "model": "org/t"},
+                "checker": {"kind": "program", "check": "answer"},
+            },
             "routing": "all",
             "data": {"sources": {"sorting": {"kind": "tasks", "task": "sorting"}}},
             "rollout": {"samples_per_prompt": 3, "rows": 8},
@@ -38,8 +42,10 @@ def tried() -> Tried:
 
 @pytest.mark.parametrize(("processes", "rows", "batches"), [(1, 30, 4), (2, 15, 2)])
 def test_a_step_from_two_answers(processes: int, rows: int, batches: int) -> None:
-    asked = {"far": 30.0}
-    found = step_time(recipe(), tried(), scoring=0.5, latencies={"far": 3.0}, questions=asked, processes=processes)
+    asked = {"far": 30.0, "checker": 30.0}
+    found = step_time(
+        recipe(), tried(), scoring=0.5, latencies={"far": 3.0, "checker": 99.0}, questions=asked, processes=processes
+    )
     expected = StepTime(2.0 * batches, 0.5 * rows / 2, 0.3 * rows / 2, 30 * 3.0 / 4)
     assert vars(found) == pytest.approx(vars(expected))
     assert found.total == pytest.approx(sum(vars(found).values()))

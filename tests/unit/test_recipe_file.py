@@ -224,6 +224,27 @@ MISTAKES = {
 }
 
 
+def test_a_teacher_that_only_rewrites_needs_no_second_sample_and_no_ratio() -> None:
+    def asked(gives: str) -> str:
+        chat = f"kind: chat, model: deepseek-v4-pro, gives: {gives}"
+        return GOOD.replace("kind: transformers, model: org/sorter", chat)
+
+    assert load_recipe(write(asked("[rewrite, feedback]")), ["rollout.top_p=0.9"]).recipe.rollout.top_p == 0.9
+    for said in ("score", "[rewrite, score]"):
+        (one,) = problems(asked(said))
+        assert "grades are compared" in one
+        assert any("ratio is undefined" in problem for problem in problems(asked(said), "rollout.top_p=0.9"))
+
+
+def test_a_rubric_of_several_lines_is_no_file() -> None:
+    text = GOOD.replace(
+        "  sorting: {kind: transformers, model: org/sorter}",
+        "  sorting:\n    kind: chat\n    model: deepseek-v4-pro\n    rubric: |\n      Only rhymes count.\n",
+    ).replace("training:", "rollout: {samples_per_prompt: 2}\ntraining:")
+    teacher = load_recipe(write(text), []).recipe.teachers["sorting"]
+    assert teacher.rubric == "Only rhymes count.\n"  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_named_with_its_line(case: str) -> None:
     before, after, where, words = MISTAKES[case]

@@ -548,11 +548,18 @@ def test_replicas_share_the_load_and_cover_for_each_other() -> None:
 def test_a_good_server_has_no_bad_findings() -> None:
     with serving() as server:
         found = examined(teacher(server.url))
-    wanted = ["reachable", "model", "context", "tokenizer", "logprobs", "repeat", "temperature", "latency"]
+    wanted = ["reachable", "model", "context", "tokenizer", "logprobs", "repeat", "temperature", "latency", "price"]
     assert list(found) == wanted
-    assert [what for what, finding in found.items() if not finding.good] == ["latency"]
+    assert [what for what, finding in found.items() if not finding.good] == ["latency", "price"]
     assert "vllm 0.32.0" in found["reachable"].text
     assert "128 tokens" in found["context"].text
+
+
+def test_whether_its_price_is_known_is_told() -> None:
+    with serving() as server:
+        assert "nothing is charged" in examined(teacher(server.url))["price"].text
+        assert examined(teacher(server.url, price={"input": 1, "output": 2}))["price"].good
+    assert "set teachers.ada.price" in examined(teacher("http://nobody.invalid:1/v1"))["price"].text
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "texts"])
