@@ -10,8 +10,8 @@ LICENCE_FILE = re.compile(r"(?:licen[cs]e|copying|unlicense)(?:[.\-_].*)?", re.I
 _SPDX = re.compile(r"SPDX-License-Identifier:\s*([^\n*]+?)\s*(?:\*/|-->|\*|\n|$)")
 _BEGINNING = 4_000  # characters in which a file names its licence
 
-# Phrases that all have to be there, in words separated by single spaces. The first that fits counts, so that a licence
-# that quotes another one (LGPL and AGPL the GPL, BSD-3 all of BSD-2) stands before it.
+# Phrases that all have to be there, in words separated by single spaces. A file that holds or names several licences is
+# under the one whose first phrase comes first; what is all in another (BSD-2 in BSD-3) stands after that.
 _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Apache-2.0", ("apache license", "version 2.0")),
     ("MPL-2.0", ("mozilla public license", "2.0")),
@@ -47,10 +47,12 @@ def licence_of_text(text: str) -> str | None:
     if named := licence_of_file(text):
         return named
     words = " ".join(text.lower().split())
-    for name, phrases in _PHRASES:
-        if all(phrase in words for phrase in phrases):
-            return name
-    return None
+    fits = [
+        (words.index(phrases[0]), place)
+        for place, (_, phrases) in enumerate(_PHRASES)
+        if all(phrase in words for phrase in phrases)
+    ]
+    return _PHRASES[min(fits)[1]][0] if fits else None
 
 
 def is_allowed(licence: str | None, allowed: Collection[str]) -> bool:

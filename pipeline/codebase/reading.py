@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 from pipeline.codebase.classify import cpp_headers, is_document, is_test, language_of, matcher, of_path
 from pipeline.codebase.licences import LICENCE_FILE, is_allowed, licence_of_text
 from pipeline.codebase.listing import Entry, Listing, list_files, locate
-from pipeline.codebase.readings import Outliner, Reading, Wanted, open_shelf, read_file, version_of
+from pipeline.codebase.readings import Outliner, Reading, Wanted, open_shelf, read_chunk, read_file, version_of
 from pipeline.codebase.types import Change, Code, LeftOut, SourceFile
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
@@ -78,7 +79,7 @@ def _silent(done: int, total: int) -> None:
 
 def _choose(config: Codebase, listing: Listing) -> tuple[list[Wanted], list[LeftOut]]:
     """What has to be opened, and what its path and its size are enough to leave out."""
-    includes = matcher([config.include] if isinstance(config.include, str) else config.include)
+    includes = matcher(config.include)
     excludes = matcher(config.exclude)
     headers = cpp_headers(entry.path for entry in listing.entries)
     wanted: list[Wanted] = []
@@ -149,21 +150,21 @@ def _read(root: Path, wanted: list[Wanted], outline: Outliner) -> Iterator[list[
                     yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-    for chunk in unfinished:
-        yield [(each, _read_apart(root, each, outline)) for each in chunk]
+    rest = _read_one_by_one(root, list(chain.from_iterable(unfinished)), outline)
+    while batch := list(islice(rest, _CHUNK_FILES)):
+        yield batch
 
 
-def _read_apart(root: Path, wanted: Wanted, outline: Outliner) -> Reading:
-    """In a process of its own: some file ends the one that reads it, as a parser without a limit to its depth does."""
-    with _pool(1) as pool:
-        try:
-            return pool.submit(read_file, root, wanted, outline).result()
-        except BrokenProcessPool:
-            return Reading(reason="unparsable", detail="its parser crashed")
-
-
-def read_chunk(root: Path, chunk: Chunk, outline: Outliner) -> list[tuple[Wanted, Reading]]:
-    return [(each, read_file(root, each, outline)) for each in chunk]
+def _read_one_by_one(root: Path, left: list[Wanted], outline: Outliner) -> Iterator[tuple[Wanted, Reading]]:
+    """Some file ends the process that reads it, as a parser that goes too deep does: only that one is lost."""
+    while left:
+        with _pool(1) as pool:
+            try:
+                while left:
+                    yield left[0], pool.submit(read_file, root, left[0], outline).result()
+                    del left[0]
+            except BrokenProcessPool:
+                yield left.pop(0), Reading(reason="unparsable", detail="its parser crashed")
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

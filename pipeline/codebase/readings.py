@@ -15,7 +15,7 @@ import sqlite3
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +76,11 @@ def read_file(root: Path, wanted: Wanted, outline: Outliner) -> Reading:
     if left_out := of_text(text, wanted.language):
         return Reading(reason=left_out[0], detail=left_out[1])
     return _of(text, hashlib.sha256(data).hexdigest(), wanted.language, outline)
+
+
+def read_chunk(root: Path, chunk: Sequence[Wanted], outline: Outliner) -> list[tuple[Wanted, Reading]]:
+    """What another process is given: it imports this module and `outline`'s, and little else."""
+    return [(each, read_file(root, each, outline)) for each in chunk]
 
 
 def _of(text: str, digest: str, language: Language | None, outline: Outliner) -> Reading:

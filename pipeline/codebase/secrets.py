@@ -26,6 +26,9 @@ _LONGEST_LINE = 2_000  # characters; of a longer line only the surroundings of w
 _BEFORE, _AFTER = 300, 1_000
 
 
+_VAGUE = ("High Entropy String", "Secret Keyword")
+
+
 class _Found(NamedTuple):
     start: int
     end: int
@@ -58,13 +61,14 @@ def redact(text: str) -> tuple[str, Mapping[str, int]]:
 
 
 def _one_after_another(found: list[_Found]) -> list[_Found]:
-    """In order; those that overlap become one, under the longer one's name, so that no end of either stays."""
+    """In order. Those that overlap become one, so that no end of either stays, named after the longer one or the one
+    whose form is known."""
     joined: list[_Found] = []
     for secret in sorted(found):
         if joined and secret.start < joined[-1].end:
             before = joined.pop()
-            longer = max(before, secret, key=lambda each: each.end - each.start)
-            secret = longer._replace(start=before.start, end=max(before.end, secret.end))
+            better = max(before, secret, key=lambda each: (each.kind not in _VAGUE, each.end - each.start))
+            secret = better._replace(start=before.start, end=max(before.end, secret.end))
         joined.append(secret)
     return joined
 
@@ -134,7 +138,8 @@ _TELLING_NAMES = tuple(  # in lower case
     re.compile(form)
     for form in (
         r"passw", r"passphrase", r"pass[\"'\]]{0,2} ?[:=]", r"pwd", r"secret", r"contrase", r"token", r"credential",
-        r"bearer", r"key\w*[\"'\])]{0,3}\s*(?::=|=>|[:=(!\s])\s*[\"'`@\w]",
+        r"bearer",
+        r"key\w*[\"'\])]{0,3}\s*(?::=|=>|={1,3}|!==?|[:(\s])\s*[\"'`@&\w]",
     )
 )  # fmt: skip
 _NAME = re.compile(
@@ -181,10 +186,16 @@ def _known(line: str) -> Iterator[_Found]:
             for match in pattern.finditer(line):
                 start, end = match.span(0 if detector.whole or not pattern.groups or match[1] is None else 1)
                 value = line[start:end]
-                start += len(value) - len(value.lstrip(" \t=:\"'"))
-                end -= len(value) - len(value.rstrip(" \t=:\"'"))
-                if _may_be(detector.kind, line[start:end]):
+                if _may_be(detector.kind, value):
+                    start += len(value) - len(value.lstrip(" \t=:\"'"))
+                    end = start + len(value.strip(" \t=:\"'"))
+                    # Forms say how long a secret is at least; the rest of the word belongs to it.
+                    rest = _WORD.match(line, end)
+                    end = rest.end() if rest else end
                     yield _Found(start, end, detector.kind, detector.placeholder)
+
+
+_WORD = re.compile(r"(?:[\w-]|[.=+/](?=[\w-]))+")
 
 
 def _may_be(kind: str, value: str) -> bool:
@@ -272,12 +283,14 @@ def _detectors() -> tuple[_Detector, ...]:
 
 # ---- by the name it is given ----
 
-# Their values have to look random, for these names are also given to much that is no secret. A bare value without
-# quotes counts only where nothing else is on its line, as in a settings file.
-_ALSO_NAMED = re.compile(
-    r"(?i)(?:token(?!i[sz])|credentials?|passphrase|bearer|[a-z]key)\w*['\"\])]{0,3}\s*(?::=|=>|[:=]|\s)\s*"
-    r"(?P<quote>['\"`])(?P<value>[^'\"`\s]{16,})(?P=quote)"
+# These names are also given to much that is no secret, and their values have to look random.
+_LOOSE = r"token(?!i[sz])|credentials?|passphrase|bearer|(?:access|signing|encryption|license)_?key"
+# What stands between a name and its value: brackets and quotes, a type, an assignment or a comparison, a call.
+_TO_VALUE = (
+    r"\w*['\"\])]{0,3}\s*(?::?\s*[&\w][&'\w\[\]<>|.,? ]{0,40})?(?P<sign>:=|=>|={1,3}|!==?|[:(\s])\s*"
+    r"(?P<call>[\w.]+\()?[bruf@]{0,2}(?P<quote>['\"`])(?P<value>[^'\"`\s]{4,})(?P=quote)"
 )
+# A bare value without quotes counts only where nothing else is on its line, as in a settings file.
 _BARE = re.compile(
     r"(?i)^[\s#/*>+-]*(?:export\s+|set\s+|-e\s+)?[\w.-]*"
     r"(?:passw(?:or)?d|passphrase|pwd|secret|token|api_?key|access_?key|private_?key)[\w.-]*"
@@ -295,6 +308,15 @@ _WORDS = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=1)
+def _assignments() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """To the names that detect-secrets knows, in more forms than it knows, and to the names above."""
+    from detect_secrets.plugins.keyword import DENYLIST
+
+    names = "|".join(DENYLIST)
+    return re.compile(rf"(?i)(?:{names}){_TO_VALUE}"), re.compile(rf"(?i)(?:{_LOOSE}){_TO_VALUE}")
+
+
 def _named(line: str) -> Iterator[_Found]:
     from detect_secrets.plugins.keyword import QUOTES_REQUIRED_DENYLIST_REGEX_TO_GROUP
 
@@ -302,8 +324,13 @@ def _named(line: str) -> Iterator[_Found]:
         for match in pattern.finditer(line):
             if _is_password(match[group]):
                 yield _Found(*match.span(group), "Secret Keyword", "REDACTED_PASSWORD")
-    for match in _ALSO_NAMED.finditer(line):
-        if _looks_random(match["value"]):
+    strict, loose = _assignments()
+    for match in strict.finditer(line):
+        plain = match["sign"] not in ("(", " ", "\t") and not match["call"]
+        if _is_password(match["value"]) and (plain or _mixed(match["value"])):
+            yield _Found(*match.span("value"), "Secret Keyword", "REDACTED_PASSWORD")
+    for match in loose.finditer(line):
+        if len(match["value"]) >= 16 and _looks_random(match["value"]):
             yield _Found(*match.span("value"), "Secret Keyword", "REDACTED_SECRET")
     bare = _BARE.match(line)
     if bare and _is_password(bare["value"]) and _mixed(bare["value"]) and not bare["value"][0].isupper():
@@ -315,17 +342,21 @@ def _named(line: str) -> Iterator[_Found]:
 
 def _is_password(value: str) -> bool:
     """Not a template, a path, a message, or the name of a field."""
-    if len(value) < 4 or re.search(r"[\s(){}<>]", value) or _is_template(value) or value.lower() in _WORDS:
+    if len(value) < 4 or re.search(r"\s", value) or value.lower() in _WORDS or not re.search(r"[A-Za-z0-9]", value):
         return False
-    if re.match(r"[./~\\%]|\w+://", value) or re.search(r"\.(?:pem|key|crt|json|txt|ya?ml|py|html?)$", value):
+    if re.fullmatch(r"(?i)utf-?\d+\w*|latin-?1|ascii|base64", value):
         return False
-    if not re.search(r"[A-Za-z0-9]", value):
+    if _is_template(value) or re.fullmatch(r"[./~\\][\w./~\\-]*|\w+://.*|[\w./-]+\.(?:pem|key|crt|json|txt|py)", value):
         return False
     return not (re.fullmatch(r"[A-Za-z_.:-]+", value) and _FIELD.search(value.lower()))
 
 
+_TEMPLATE = re.compile(r"\{[^{}]*\}|<[\w -]+>|\$\{|\$\(|^\$\w+$|^%\w+%$|%[sdr](?!\w)|%\(\w+\)|\*{3}|\.{3}|^[xX]+$")
+
+
 def _is_template(value: str) -> bool:
-    return bool(re.search(r"[{}<>]|\$\w|%[sdr(]|%\w+%|\*{3}|\.{3}|^[xX]+$", value))
+    """Shaped like {this}, <this>, ${THIS}, %(this)s or ***, in parts or as a whole."""
+    return bool(_TEMPLATE.search(value))
 
 
 # ---- by how random it looks ----
@@ -349,21 +380,20 @@ def _mixed(value: str) -> bool:
 
 
 def _looks_random(value: str) -> bool:
-    """Letters and digits mixed, and more bits per character than words have: 4.5 for base64, 3 for hexadecimal, the
-    limits of detect-secrets, which a shorter value than 32 characters cannot reach and is given in proportion."""
+    """Letters and digits mixed, and about as many bits per character as chance gives: above 3 for hexadecimal, as
+    detect-secrets has it; for others above its 4.5, or what is near the most that so short a value can have."""
     if not _mixed(value) or _is_template(value):
         return False
     if _SEQUENCE.search(value) or re.fullmatch(r"\d+[eE]\d+", value):  # an alphabet, a number
         return False
     if re.fullmatch(r"[0-9a-fA-F]+", value):
         return entropy(value) > 3.0
-    parts = re.split(r"[_/-]", value)
-    if max(map(len, parts)) < 12:  # a path, a name in several words
+    if all(re.fullmatch(r"[A-Za-z]*\d{0,4}", part) for part in re.split(r"[_/.-]", value)):  # a path, a name
         return False
-    return entropy(value) > min(4.5, 0.9 * math.log2(len(value)))
+    return entropy(value) > min(4.5, 0.82 * math.log2(len(value)))
 
 
-_SEQUENCE = re.compile(r"(?i)abcdefgh|12345678|qrstuvwx|YWJjZGVm")
+_SEQUENCE = re.compile(r"(?i)abcdefgh|12345678|qrstuvwx|YWJjZGVm|a-z|0-9")
 
 
 def entropy(value: str) -> float:
