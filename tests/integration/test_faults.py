@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
-import signal
 import sqlite3
 from collections import Counter
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.checkpoint import newest_step
 from teachers.journal import FILE
+from tests.killing import nursery, start_and_kill
 from tests.mixed import mixed_settings, scored_model
 from tests.models import save_tiny
 from tests.runs import changed, run_here, write_recipe
@@ -26,7 +24,6 @@ from tests.servers.scorer import scorer_of
 QUICK = {"timeout": 1, "deadline": 20, "retries": 8, "rest": 0.05}
 PATIENT = {"timeout": 120, "deadline": 600, "rest": 0.05}
 KILLS = 50
-IMPORTED = ("pipeline.run", "openai", "peft", "transformers.models.qwen3.modeling_qwen3")
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -86,21 +83,6 @@ def asked_again(folder: Path) -> int:
         return int(count)
 
 
-def run_and_tell(path: Path, words: Path) -> None:
-    """In a process that is to be killed: whatever it says, and what ended it, goes into a file."""
-    with words.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        run_here(path, resume=True)
-
-
-def nursery() -> ForkServerContext:
-    """Where processes come from that have everything imported, and none of this one's threads, locks and sockets."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, *IMPORTED])
-    return context
-
-
 @pytest.mark.timeout(1200)
 def test_fifty_kills_ask_nothing_twice_and_change_no_bit(tmp_path: Path) -> None:
     """Whatever the machine's speed: a process comes no further than its last question, and no teacher is given up."""
@@ -111,22 +93,14 @@ def test_fifty_kills_ask_nothing_twice_and_change_no_bit(tmp_path: Path) -> None
     ):
         settings = changed(
             mixed_settings(tmp_path, chat.url, served.url, served.manners.model),
-            {"training.steps": 24, "training.checkpoint_every": 3}
+            {"training.steps": 18, "training.checkpoint_every": 3}  # more questions than fifty processes may ask
             | {f"teachers.{name}.limits": PATIENT for name in ("served", "critic", "checker")},
         )
         path = write_recipe(tmp_path / "recipe.yaml", changed(settings, {"output": str(tmp_path / "killed")}))
         generator, words = random.Random(11), tmp_path / "words.txt"
-        for kill in range(KILLS):
-            turnstile.let(generator.randint(1, 9))
-            child = born.Process(target=run_and_tell, args=(path, words))
-            child.start()
-            while child.is_alive() and not turnstile.used_up(0.05):
-                pass
-            assert child.exitcode is None, f"before kill {kill + 1} it ended with {child.exitcode}: {words.read_text()}"
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
-            assert child.exitcode == -signal.SIGKILL, words.read_text()
+        for _ in range(KILLS):
+            start_and_kill(born, path, turnstile, generator.randint(1, 9), words)
+        assert newest_step(tmp_path / "killed" / "checkpoints") > 3  # the last ones went on from a checkpoint
         turnstile.let(1_000_000)
         folder = run_here(path, resume=True)
         made = attempts(folder)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
-import os
 import random
 import signal
 import socket
@@ -33,13 +31,15 @@ from teachers.journal import FILE
 from teachers.prices import tariff_of
 from teachers.types import Usage
 from tests.integration.test_two_processes import torchrun
+from tests.killing import nursery, start_and_kill
 from tests.mixed import mixed_settings, scored_model
 from tests.runs import DOMAINS, Settings, changed, command, distill_settings, environment, run_here, write_recipe
-from tests.servers.chat_server import ChatServer, Manners, Plan, Request
+from tests.servers.chat_server import ChatServer, Manners, Plan, Request, Turnstile
 from tests.servers.faults import Fault
 from tests.servers.scorer import scorer_of
 
 PATIENT = {"timeout": 30, "deadline": 60, "retries": 0, "breaker": 1000, "concurrency": 16}
+MANY = 1_000_000
 PRICE = {"input": 1.0, "output": 2.0}
 SAME = ("metrics.jsonl", "samples.jsonl", "provenance.jsonl", "model/model.safetensors")
 
@@ -102,9 +102,10 @@ def closed_port() -> int:
 
 @pytest.mark.timeout(300)
 def test_kills_in_a_run_that_is_a_step_ahead_change_no_bit(tmp_path: Path) -> None:
-    forked = multiprocessing.get_context("fork")
-    generator = random.Random(5)
-    with ChatServer() as critic, ChatServer(scorer=scorer_of(scored_model(tmp_path))) as served:
+    generator, turnstile = random.Random(5), Turnstile()
+    turnstile.let(MANY)
+    scorer = scorer_of(scored_model(tmp_path))
+    with ChatServer(turnstile=turnstile) as critic, ChatServer(scorer=scorer, turnstile=turnstile) as served:
         settings = changed(
             mixed_settings(tmp_path, critic.url, served.url, served.manners.model),
             {"pool.staleness": 1, "training.steps": 7, "training.checkpoint_every": 2},
@@ -114,20 +115,10 @@ def test_kills_in_a_run_that_is_a_step_ahead_change_no_bit(tmp_path: Path) -> No
         whole = start(tmp_path, settings, "whole")
         asked = questions(critic, served)
         path = write_recipe(tmp_path / "killed.yaml", changed(settings, {"output": str(tmp_path / "killed")}))
-        kills = 0
+        born = nursery()
         while newest_step(tmp_path / "killed" / "checkpoints") < 4:  # later ones go on from a checkpoint
-            child = forked.Process(target=run_here, args=(path,), kwargs={"resume": True})
-            wanted = questions(critic, served) + generator.randint(5, 14)
-            child.start()
-            while child.is_alive() and questions(critic, served) < wanted:
-                time.sleep(0.001)
-            assert child.pid is not None
-            if not child.is_alive():
-                break
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
-            kills += 1
-        assert kills > 0
+            start_and_kill(born, path, turnstile, generator.randint(5, 14), tmp_path / "words.txt")
+        turnstile.let(MANY)
         killed = run_here(path, resume=True)
         with sqlite3.connect(killed / FILE) as connection:
             (doubtful,) = connection.execute("SELECT COUNT(*) FROM attempts WHERE state = 'doubtful'").fetchone()

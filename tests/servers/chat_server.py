@@ -72,36 +72,33 @@ class _Log:
 
 
 class Turnstile:
-    """Lets so many questions through to the servers that share it; who comes then waits, and is never answered.
-
-    So a process that is to be killed at its nth question comes no further, however late the killer is.
-    """
+    """Lets so many questions through to the servers that share it; who comes then waits, and is never answered."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._left = 0
-        self._round = 0
+        self._left = self._waiting = self._round = 0
 
     def let(self, count: int) -> None:
         """So many from now on. Whoever waits is sent away."""
         with self._changed:
-            self._left, self._round = count, self._round + 1
+            self._left, self._waiting, self._round = count, 0, self._round + 1
             self._changed.notify_all()
 
-    def used_up(self, seconds: float) -> bool:
-        """Whether all that were let through have come, within so many seconds."""
+    def somebody_waits(self, seconds: float) -> bool:
+        """Whether, within so many seconds, more come than were let through."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._left <= 0, seconds)
+            return self._changed.wait_for(lambda: self._waiting > 0, seconds)
 
-    def passed(self, server: ChatServer) -> bool:
+    def passed(self, stopping: threading.Event) -> bool:
         """Whether a question was let through; one that was not has waited for the next round, or the server's end."""
         with self._changed:
             if self._left > 0:
                 self._left -= 1
-                self._changed.notify_all()
                 return True
+            self._waiting += 1
+            self._changed.notify_all()
             mine = self._round
-            while mine == self._round and not server.stopping.is_set():
+            while mine == self._round and not stopping.is_set():
                 self._changed.wait(0.1)
             return False
 
@@ -288,7 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.chat.misbehave(*(Fault(name) if name else None for name in json.loads(body)))
             self._send(200, {})
             return
-        if self.chat.turnstile is not None and not self.chat.turnstile.passed(self.chat):
+        if self.chat.turnstile is not None and not self.chat.turnstile.passed(self.chat.stopping):
             self.close_connection = True
             return
         request = self.chat.receive(self.path, {k.lower(): v for k, v in self.headers.items()}, body)
