@@ -194,6 +194,4 @@ def _own_calls(symbols: Sequence[Symbol]) -> list[list[str]]:
         for outer in open_:
             inner[outer].update(symbol.calls)
         open_.append(index)
-    return [
-        [name for name in symbol.calls if name not in inner[index]] for index, symbol in enumerate(symbols)
-    ]
+    return [[name for name in symbol.calls if name not in inner[index]] for index, symbol in enumerate(symbols)]
