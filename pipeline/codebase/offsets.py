@@ -15,4 +15,4 @@ def characters_before(data: bytes) -> Sequence[int]:
     begins = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80  # all bytes but those that continue a character
     table = np.zeros(len(data) + 1, np.int32)
     np.cumsum(begins, out=table[1:])
-    return memoryview(table)  # unlike an array, it gives plain ints, and quickly
+    return table.data  # unlike an array, it gives plain ints, and quickly

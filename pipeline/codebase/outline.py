@@ -14,6 +14,6 @@ def outline_of(text: str, language: Language) -> Outline | None:
     if language == "python":
         return python_outline(text)
 
-    from pipeline.codebase.grammars import grammar_outline
+    from pipeline.codebase.tree_outline import tree_outline
 
-    return grammar_outline(text, language)
+    return tree_outline(text, language)
