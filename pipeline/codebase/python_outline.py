@@ -15,7 +15,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LINE_END = re.compile(rb"\r\n?|\n")  # what the tokenizer takes for one; the last two are rare, but shift nothing so
-_TO_COLON = re.compile(r"(?:[^:#]|#[^\r\n]*)*:")  # a comment in a signature may hold a colon of its own
+_TO_COLON = re.compile(r"[^:#]*(?:#[^\r\n]*[^:#]*)*:")  # a comment in a signature may hold a colon of its own
 _NO_NODES = frozenset({"ctx", "op", "ops", "id", "attr", "arg", "name", "names", "lineno", "end_lineno"})
 _FIELDS = {
     kind: tuple(name for name in kind._fields if name not in _NO_NODES)

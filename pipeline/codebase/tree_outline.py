@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tree_sitter import Node, Tree
 
 _MOST_ERRORS = 0.1  # of a file's bytes; C has some wherever a macro is used as syntax
+_DEEPEST = 100  # symbols in one another, as in Python: what is generated to break parsers goes on without end
 _CASE_PARTS = ("value", "type", "communication", "name", "condition", "alternative")
 
 
@@ -159,8 +160,10 @@ class _Walk:
     def _comment_block(self, above: _Bytes | None, node: Node) -> _Bytes | None:
         """With the comments directly above it; none where it follows something on its line."""
         start, end = node.start_byte, self._trimmed(node)
-        line = self._data.rfind(b"\n", 0, start) + 1
-        if self._data[line:start].strip():
+        line = start
+        while line and self._data[line - 1] in b" \t\f":
+            line -= 1
+        if line and self._data[line - 1] != ord("\n"):
             return None
         return _Bytes(above.start, end) if above is not None and self._touch(above.end, start) else _Bytes(start, end)
 
@@ -221,7 +224,7 @@ class _Walk:
     def _opened(self, node: Node, kind: str, place: _Place) -> _Open | None:
         rules = self._rules
         is_function = kind in rules.functions
-        if not (is_function or kind in rules.classes or kind in rules.scopes):
+        if len(self._open) > _DEEPEST or not (is_function or kind in rules.classes or kind in rules.scopes):
             return None
         inside = self._open[-1] if self._open else None
         if kind in rules.declared and (
