@@ -206,9 +206,10 @@ def evaluation_json(
 
     domains, intervals, prompts, lengths, truncated: domain -> model -> value. measures: name -> domain -> model -> mean
     over the references. pass_at_k: domain -> model -> "pass@k" -> value, low, high, where several answers were sampled
-    to each prompt. means: model -> mean over the domains that every model was judged in. recovered: domain -> the share of the specialist's gain over the base that the
-    student has, None where the specialist gained nothing. share_of_specialists: the student's mean over the
-    specialists' mean, with its interval. differences: domain -> model -> student − model, paired by prompt.
+    to each prompt. means: model -> mean over the domains that every model was judged in. recovered: domain -> the share
+    of the specialist's gain over the base that the student has, None where the specialist gained nothing.
+    share_of_specialists: the student's mean over the specialists' mean, with its interval. differences: domain -> model
+    -> student − model, paired by prompt.
     """
     domains = _domains(models)
 

@@ -108,7 +108,7 @@ def _counted(found: Sequence[Place]) -> str:
 
 def _examples(opened: Opened, task: TaskName, found: Sequence[Place], count: int) -> list[Example]:
     made = (example(task, opened.code, opened.links, place, ROOM) for place in found)
-    chosen = []
+    chosen: list[Example] = []
     for each in made:
         if len(chosen) == count:
             break

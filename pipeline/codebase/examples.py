@@ -13,7 +13,7 @@ from pipeline.codebase.context import Packed, Window, headed, pack, tells
 from pipeline.codebase.documents import document_text
 from pipeline.codebase.lexis import comment
 from pipeline.codebase.links import Links, Ref, outline
-from pipeline.codebase.types import Code, Example, FillInTheMiddle, Place, Room, SourceFile, Span, Symbol
+from pipeline.codebase.types import Code, Example, FillInTheMiddle, Place, Room, Span, Symbol
 from teachers.types import RawText
 
 MOST_CALLERS = 16  # of a symbol that is explained

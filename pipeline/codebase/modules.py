@@ -132,7 +132,7 @@ class Modules:
         return self.folders[ranked[0][1]] if ranked else []
 
     def _nearest(self, importer: int, numbers: list[int]) -> list[int]:
-        if len(numbers) < 2:  # noqa: PLR2004
+        if len(numbers) < 2:
             return numbers
         path = self.files[importer].path
         return [min(numbers, key=lambda n: (-len(commonprefix([path, self.files[n].path])), self.files[n].path))]

@@ -24,7 +24,6 @@ from pathlib import Path
 
 from pipeline.codebase.history import read_changes
 from pipeline.codebase.outline import outline_of
-
 from pipeline.codebase.reading import read_code
 from pipeline.recipe import Codebase
 
