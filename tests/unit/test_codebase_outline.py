@@ -29,12 +29,13 @@ import os, os.path as p; from . import (a,
 from ..deep.er import *
 
 é = "🙂"; ü = 2;  x = 3; y = (z := 5)
-@property  # @ not this one
-@(  # @ nor this: one
+@(  # not @ this: one
+    # nor @ this
     functools . wraps
 )
+@property  # @ nor this one
 async def über(self, größe: "a:b" = {1: 2}, /, *, k=(lambda: 1), **kw) -> (  # :
-    dict[str, int]
+    dict[str, int]  # a: b
 ):  # noqa: E501
     # about : what follows
     r"""Sagt \\d "über" — 🙂."""
@@ -51,7 +52,7 @@ async def über(self, größe: "a:b" = {1: 2}, /, *, k=(lambda: 1), **kw) -> (  
 def one(): return 1
 def two(): "only a docstring"
 def three(): "é"; x = "é"; return x;
-class Outer(Base, metaclass = Meta): # c: d
+class Outer(Base, metaclass = META["x:y"]): # c: d
 \tclass Inner:
 \t\tdef method(self): ...
 \tif True:
@@ -246,15 +247,17 @@ def test_paths_and_kinds() -> None:
 def test_parts_of_symbols() -> None:
     found = {symbol.path: symbol for symbol in check(MESSY).symbols}
     decorated = found["über"]
-    assert (cut(decorated.whole) or "").startswith("@property  # @ not this one\n@(  # @ nor this: one\n")
-    assert (cut(decorated.head) or "").endswith("-> (  # :\n    dict[str, int]\n):")
+    assert (cut(decorated.whole) or "").startswith(
+        "@(  # not @ this: one\n    # nor @ this\n    functools . wraps\n)\n@property"
+    )
+    assert (cut(decorated.head) or "").endswith("-> (  # :\n    dict[str, int]  # a: b\n):")
     assert cut(decorated.docstring) == 'r"""Sagt \\d "über" — 🙂."""'
     assert (cut(decorated.body) or "").startswith("if (n := größe) > 1: return self.graph.añadir(n)\n    elif n: pass")
     assert decorated.calls == ("größe", "self", "graph", "añadir", "n", "kw", "name", "rest", "ValueError")
     assert [cut(part) for part in (found["one"].head, found["one"].body)] == ["def one():", "return 1"]
     assert (found["two"].body, cut(found["two"].docstring)) == (None, '"only a docstring"')
     assert cut(found["three"].body) == 'x = "é"; return x'
-    assert cut(found["Outer"].head) == "class Outer(Base, metaclass = Meta):"
+    assert cut(found["Outer"].head) == 'class Outer(Base, metaclass = META["x:y"]):'
     assert found["Outer.f.nested"].calls == ("Inner", "method", "x", "last")
 
 

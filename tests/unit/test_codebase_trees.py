@@ -211,6 +211,7 @@ def test_paths(name: str) -> None:
         ("Graph.java", "Graph.addEdge", "// Adds.\n    // One.", '@Override\n    @SuppressWarnings("unchecked")', "if"),
         ("Graph.java", "Graph.walk", None, "abstract void walk(int from);", None),
         ("graph.c", "add_node", "// Adds.\n// One.", "static int *add_node(graph_t *graph, int id)\n{", "struct node"),
+        ("graph.c", "add_edge", None, "int add_edge(graph_t *graph, int from);", None),
         ("graph.c", "graph_t", None, "typedef struct {", "struct node *first;"),
         ("graph.cpp", "net.graph.Graph.Graph", None, "explicit Graph(int size) : size_(size), nodes_{} {", "init"),
         ("graph.cpp", "net.graph.Graph.addEdge", "// Adds.", "int addEdge(const T& from, T to) const override;", None),
@@ -236,6 +237,7 @@ def test_parts(name: str, path: str, docstring: str | None, head: str, first: st
         ("Graph.java", "Graph.Graph", "größe init"),
         ("graph.c", "add_node", "node new make_node id graph first i LIMIT visit next step one other free"),
         ("graph.cpp", "net.graph.Graph.front", "nodes_ front"),
+        ("graph.cpp", "net.graph.Graph.Node", "id"),
     ],
 )
 def test_calls(name: str, path: str, calls: str) -> None:
@@ -296,6 +298,7 @@ def test_beside_an_error(language: Language) -> None:
     check(text, outline)
     assert [symbol.name for symbol in outline.symbols if symbol.name in ("good", "bad")] == ["good"]
     assert [symbol.calls for symbol in outline.symbols if symbol.name == "good"] == [("call", "x")]
+    assert not [span for span in outline.statements if "bad" in text[slice(*span)]]
     assert outline_of("Dies ist kein Programm, sondern (ein Satz: }} ) ] mit Zeichen; \\ @@ ?!\n" * 3, language) is None
 
 
