@@ -7,11 +7,12 @@ every machine, and no file moves because another came. By time, what the newest 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 from pipeline.codebase.duplicates import Profile, groups, nearest, profile
+from pipeline.codebase.history import untouched_since
 from pipeline.codebase.mirrors import mirrored, modules
 from pipeline.codebase.types import Change, Code, Language, SourceFile, Split
 from pipeline.errors import DataError
@@ -38,64 +39,62 @@ def split(code: Code, config: Codebase) -> Split:
     """DataError where one of the sides would be empty.
 
     - file: near-duplicates, and a test and the file that it mirrors, stay together.
-    - module: a folder stays together, with the tests of its files. What is near to a held-out file is dropped.
-    - time: see `_by_time`. What is near to a held-out file is dropped.
+    - module: a folder stays together, with the tests of its files.
+    - time: the newest commits are held out, and every file in which something was written since the first of them.
 
-    A change teaches where nothing in it is held out, dropped, or near to what is held out, as it was before and after;
-    it measures where all of it is held out. One that does both is on neither side.
+    Training files that are near to a held-out one, or to one in a held-out commit, are dropped: by file there are none.
+    A change teaches where nothing in it is held out, dropped, or near to what is held out, as it was before and after.
+    It measures where all of it is held out and nothing in it is near to what teaches; by time, where it is among the
+    newest. What does both is on neither side.
     """
     if len(code.files) < 2:
         raise DataError(
-            f"{code.root}: {len(code.files)} files cannot be split into training and held out; "
+            f"{code.root}: {len(code.files)} file cannot be split into training and held out; "
             "widen source.include, source.languages or source.licences"
         )
     files = sorted(code.files, key=lambda file: file.path)
-    profiles = [profile(file.text, file.language) for file in files]
-    chosen = groups_of(files, profiles, config)
-    held = held_out_groups(chosen, config.held_out)
-    held_out = {files[number].path for group in held for number in group.members}
-    return _finished(code, files, profiles, held_out)
-
-
-def _finished(
-    code: Code,
-    files: Sequence[SourceFile],
-    profiles: Sequence[Profile],
-    held_out: Collection[str],
-) -> Split:
-    """The sides as they are once training files that are near to a held-out one are dropped."""
+    compared = Compared({PurePosixPath(file.path).suffix: file.language for file in files})
+    profiles = [compared.of(file.text, file.path) for file in files]
+    if config.split == "time":
+        newest = _newest(code, config.held_out)
+        held_out = _written_by(code, newest)
+        seen = [*_texts(newest)]
+    else:
+        chosen = held_out_groups(groups_of(files, profiles, config), config.held_out)
+        held_out = {files[number].path for group in chosen for number in group.members}
+        seen = []
     kept = [number for number, file in enumerate(files) if file.path not in held_out]
-    held = [number for number, file in enumerate(files) if file.path in held_out]
-    references = [profiles[number] for number in held]
-    near = nearest([profiles[number] for number in kept], references)
-    dropped = {files[kept[one]].path: files[held[other]].path for one, other in sorted(near.items())}
-    train = frozenset(files[number].path for number in kept) - dropped.keys()
-    if not train or not held:
+    seen = [*((file.path, file.text) for file in files if file.path in held_out), *seen]
+    near = nearest([profiles[number] for number in kept], [compared.of(text, path) for path, text in seen])
+    dropped = {files[kept[one]].path: seen[other][0] for one, other in sorted(near.items())}
+    train = {files[number].path: profiles[number] for number in kept if files[number].path not in dropped}
+    if not train or not held_out:
         side = "held out" if train else "left for training"
-        raise DataError(f"{code.root}: no file is {side}; change source.held_out or source.split")
-    languages = {PurePosixPath(file.path).suffix: file.language for file in files}
-    train_changes = _teaching(code.changes, {*held_out, *dropped}, references, languages)
-    held_changes = [c.commit for c in code.changes if c.edits and all(edit.path in held_out for edit in c.edits)]
+        raise DataError(f"{code.root}: no file is {side}; change source.held_out, or source.split from {config.split}")
+    if config.split != "time":
+        newest = _measuring(code.changes, held_out, list(train.values()), compared)
+    measuring = {change.commit for change in newest}
+    older = [change for change in code.changes if change.commit not in measuring]
+    teaching = _teaching(older, {*held_out, *dropped}, [*seen, *_texts(newest)], compared)
     sides = dict.fromkeys(train, "train") | dict.fromkeys(held_out, "held out") | dict.fromkeys(dropped, "dropped")
+    commits = dict.fromkeys(teaching, "train") | dict.fromkeys(measuring, "held out")
     return Split(
-        train=train,
+        train=frozenset(train),
         held_out=frozenset(held_out),
         dropped=dropped,
-        train_changes=frozenset(train_changes),
-        held_out_changes=frozenset(held_changes),
-        fingerprint=_fingerprint(sides, files, train_changes, held_changes),
+        train_changes=frozenset(teaching),
+        held_out_changes=frozenset(measuring),
+        fingerprint=_fingerprint(sides, files, commits),
     )
 
 
-def _fingerprint(
-    sides: Mapping[str, str], files: Sequence[SourceFile], train_changes: Sequence[str], held_changes: Sequence[str]
-) -> str:
+def _fingerprint(sides: Mapping[str, str], files: Sequence[SourceFile], commits: Mapping[str, str]) -> str:
     """Of every file's side and text and every commit's side; 64 hexadecimal digits."""
     lines = [
         (sides[f.path], f.path, hashlib.sha256(f.text.encode("utf-8", "surrogatepass")).hexdigest()) for f in files
     ]
-    lines += [("train", commit, "") for commit in train_changes] + [("held out", commit, "") for commit in held_changes]
-    return hashlib.sha256(repr(sorted(lines)).encode()).hexdigest()
+    lines += [(side, commit, "") for commit, side in commits.items()]
+    return hashlib.sha256(repr(sorted(lines)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # ---- files ----
@@ -145,35 +144,75 @@ def held_out_groups(found: Sequence[_Group], share: float) -> list[_Group]:
     return small[:best]
 
 
+# ---- time ----
+
+
+def _newest(code: Code, share: float) -> list[Change]:
+    if code.revision is None:
+        raise DataError(f"source.split: {code.root} is no git checkout and cannot be split by time: use file or module")
+    if len(code.changes) < 2:
+        found = len(code.changes)
+        raise DataError(f"source.split: by time needs two commits at least, {found} were read: raise source.commits")
+    return list(code.changes[: min(max(round(share * len(code.changes)), 1), len(code.changes) - 1)])
+
+
+def _written_by(code: Code, newest: Sequence[Change]) -> set[str]:
+    """Files that the newest changes touch, or in which anything else was written since the first of them."""
+    assert code.revision is not None
+    paths = [file.path for file in code.files]
+    touched = {edit.path for change in newest for edit in change.edits}
+    return set(paths) - (untouched_since(code.root, code.revision, newest[-1].commit, paths) - touched)
+
+
 # ---- changes ----
 
 
+class Compared:
+    """Profiles of texts, each made once: most texts of a history stand in two changes, after one and before the next.
+
+    languages: of endings, since a change may name a file that is no more.
+    """
+
+    def __init__(self, languages: Mapping[str, Language | None]) -> None:
+        self._languages = languages
+        self._profiles: dict[tuple[str, str], Profile] = {}
+
+    def of(self, text: str, path: str) -> Profile:
+        key = PurePosixPath(path).suffix, text
+        if key not in self._profiles:
+            self._profiles[key] = profile(text, self._languages.get(key[0]))
+        return self._profiles[key]
+
+
+def _texts(changes: Iterable[Change]) -> Iterator[tuple[str, str]]:
+    """(path, text), once each."""
+    found = ((edit.path, text) for change in changes for edit in change.edits for text in (edit.before, edit.after))
+    yield from dict.fromkeys((path, text) for path, text in found if text is not None)
+
+
+def _measuring(
+    changes: Sequence[Change], held_out: Collection[str], train: Sequence[Profile], compared: Compared
+) -> list[Change]:
+    """Those of held-out files alone, where nothing that they show was in a file that teaches."""
+    within = [change for change in changes if change.edits and all(edit.path in held_out for edit in change.edits)]
+    return _without_near(within, train, compared)
+
+
 def _teaching(
-    changes: Sequence[Change],
-    apart: Collection[str],
-    references: Sequence[Profile],
-    languages: Mapping[str, Language | None],
+    changes: Sequence[Change], apart: Collection[str], held_out: Sequence[tuple[str, str]], compared: Compared
 ) -> list[str]:
-    """Those that touch nothing in `apart` and none of whose texts is near to a reference. languages: of endings, since
-    a change may name a file that is no more.
+    """The commits that touch nothing in `apart` and have no text near to a held-out one.
 
     A file that is gone may have become a held-out one, and a function may have come from elsewhere: so texts count, not
     paths alone.
     """
     left = [change for change in changes if change.edits and not any(edit.path in apart for edit in change.edits)]
-    texts: dict[str, int] = {}
-    profiles: list[Profile] = []
-    for change in left:
-        for edit in change.edits:
-            for text in (edit.before, edit.after):
-                if text is not None and text not in texts:
-                    texts[text] = len(profiles)
-                    profiles.append(profile(text, languages.get(PurePosixPath(edit.path).suffix)))
-    near = nearest(profiles, references)
-    return [
-        change.commit
-        for change in left
-        if not any(
-            texts[text] in near for edit in change.edits for text in (edit.before, edit.after) if text is not None
-        )
-    ]
+    references = [compared.of(text, path) for path, text in held_out] if left else []
+    return [change.commit for change in _without_near(left, references, compared)]
+
+
+def _without_near(changes: Sequence[Change], references: Sequence[Profile], compared: Compared) -> list[Change]:
+    texts = list(_texts(changes))
+    near = nearest([compared.of(text, path) for path, text in texts], references)
+    bad = {texts[number] for number in near}
+    return [change for change in changes if bad.isdisjoint(_texts([change]))]
