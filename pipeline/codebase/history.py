@@ -20,6 +20,7 @@ from pipeline.codebase.classify import decode, is_binary, language_of, matcher, 
 from pipeline.codebase.git import Repository, git, repository_of
 from pipeline.codebase.licences import LICENCE_FILE, is_allowed, licence_of_file, licence_of_text
 from pipeline.codebase.listing import readable
+from pipeline.codebase.secrets import redact
 from pipeline.codebase.types import Change, Edit
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
@@ -68,7 +69,7 @@ class _Commit(NamedTuple):
     touched: tuple[_Touched, ...]
 
 
-def read_history(root: Path, config: Codebase, redact: Redact) -> History:
+def read_changes(root: Path, config: Codebase, redact: Redact = redact) -> History:
     """The newest `config.commits` commits that can serve as tasks: with a message, and with an edit of at least one and
     at most MOST_FILES files that `config` would have read. What of a commit is no such file is left out of its edits.
 
@@ -279,7 +280,7 @@ def untouched_since(root: Path, revision: str, oldest: str, paths: Iterable[str]
     """Those of `paths` whose bytes on disk are as they were before the commit `oldest` and before all that are newer.
 
     revision: the commit that is checked out. Merges count as well, and so does what is not committed yet: what is on
-    disk is compared with the trees of the newest commits that are older than `oldest`. In the order of `read_history`
+    disk is compared with the trees of the newest commits that are older than `oldest`. In the order of `read_changes`
     an older commit has no newer one among its ancestors, so that nothing in these trees was written later.
     """
     repository = repository_of(root)
