@@ -2,13 +2,13 @@
 
 The checkout is read and never written to. The copy has what git lists, untracked files that it does not ignore, and
 ignored files that lie between listed ones (a generated version, a compiled extension); of a plain folder all but caches
-and environments. No history, no compiled Python. Its modules are compiled once into a folder of their own, so that no
-run has to; the compiled form of the file that an answer replaces is hidden, as is every installed copy of its package.
+and environments. No history, and of compiled Python only what is compiled here, once, so that no run has to; the compiled form of the file that an answer replaces is hidden, as is every installed copy of its package.
 """
 
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import secrets
 import shutil
@@ -26,7 +26,6 @@ from teachers.errors import TeacherError
 from teachers.walls import PACKAGES, PYTHON, Mount
 
 PLACE = "/repository"  # in the sandbox
-COMPILED = "/compiled"
 CANARIES = Path(__file__).with_name("canaries.py")
 SYSTEM_PACKAGES = tuple(str(path) for path in Path("/usr").glob("lib/python3*/dist-packages"))
 SKIPPED = {
@@ -41,14 +40,13 @@ COMPILE_SECONDS = 300
 
 @dataclass(frozen=True)
 class Copy:
-    """folder: the copy; inside: where a run sees it. compiled: its modules, compiled. canaries: its file of them.
+    """folder: the copy; inside: where a run sees it. canaries: its file of them.
 
     empty: a file with nothing in it. digest: of all paths and contents. path: where modules are imported from, inside.
     """
 
     folder: Path
     inside: str
-    compiled: Path
     canaries: str
     empty: Path
     digest: str
@@ -64,18 +62,18 @@ def copied(root: Path) -> Copy:
     atexit.register(shutil.rmtree, room, ignore_errors=True)
     package = (root / "__init__.py").is_file()
     inside = f"{PLACE}/{root.name if package else 'code'}"
-    folder, compiled = room / "code", room / "compiled"
-    compiled.mkdir(mode=0o755)
+    folder = room / "code"
     try:
         digest = _copy(root, folder)
         canaries = f"test_{secrets.token_hex(8)}.py"
         shutil.copyfile(CANARIES, folder / canaries)
         (room / "empty").touch(0o644)
-        _compile(folder, inside, compiled)
+        _compile(folder, inside)
+        _open(folder)
     except OSError as error:
         raise TeacherError(f"{root} cannot be copied for its tests: {error.strerror or error}") from error
     path = (PLACE,) if package else (inside, *([f"{inside}/src"] if (folder / "src").is_dir() else []))
-    return Copy(folder, inside, compiled, canaries, room / "empty", digest, path)
+    return Copy(folder, inside, canaries, room / "empty", digest, path)
 
 
 def text_of(root: Path, path: str) -> str | None:
@@ -91,10 +89,10 @@ def text_of(root: Path, path: str) -> str | None:
 def mounts_of(copy: Copy, root: Path, path: str, answer: Path, packages: Sequence[Path]) -> list[Mount]:
     """What a run sees: the copy with `answer` at `path`, the packages; no compiled or installed form of the original."""
     inside = f"{copy.inside}/{path}"
-    found = [Mount(copy.inside, copy.folder), Mount(inside, answer), Mount(COMPILED, copy.compiled)]
-    cached = _cached(inside)
-    if (copy.compiled / cached).exists():
-        found.append(Mount(f"{COMPILED}/{cached}", copy.empty))
+    found = [Mount(copy.inside, copy.folder), Mount(inside, answer)]
+    compiled = cache_from_source(path)
+    if (copy.folder / compiled).exists():
+        found.append(Mount(f"{copy.inside}/{compiled}", copy.empty))
     found += [Mount(f"/packages/{n}", package) for n, package in enumerate(packages)]
     places = [(Path(place), place) for place in (*PACKAGES, *SYSTEM_PACKAGES)]
     places += [(package, f"/packages/{n}") for n, package in enumerate(packages)]
@@ -132,7 +130,7 @@ def _installed(copy: Copy, root: Path, path: str, place: Path) -> list[str]:
 
 
 def _copy(root: Path, folder: Path) -> str:
-    """Copies what is needed, open to be read and to nobody to be written; the digest of it all."""
+    """Copies what is needed; the digest of it all."""
     found, total = sha256(), 0
     folder.mkdir(mode=0o755)
     for path in sorted(set(_listed(root) or _walked(root))):
@@ -145,12 +143,19 @@ def _copy(root: Path, folder: Path) -> str:
         target = folder / path
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-        target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+        shutil.copymode(source, target)
         found.update(f"{len(path)} {path} {source.stat().st_size} ".encode("utf-8", "surrogateescape"))
         found.update(target.read_bytes())
-    for place, _, _ in os.walk(folder):
-        os.chmod(place, 0o755)
     return found.hexdigest()
+
+
+def _open(folder: Path) -> None:
+    """To be read: the program is another user where root starts it. Nobody writes here any more."""
+    for place, _, names in os.walk(folder):
+        os.chmod(place, 0o755)
+        for name in names:
+            path = os.path.join(place, name)
+            os.chmod(path, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)
 
 
 def _listed(root: Path) -> list[str] | None:
@@ -197,14 +202,10 @@ for source, inside, target in json.load(sys.stdin):
 """
 
 
-def _compile(folder: Path, inside: str, compiled: Path) -> None:
+def _compile(folder: Path, inside: str) -> None:
     """In a process of its own, which only reads the code: what cannot be compiled is left to the runs."""
-    import json
-
-    work = []
-    for source in sorted(folder.rglob("*.py")):
-        at = f"{inside}/{source.relative_to(folder).as_posix()}"
-        work.append([str(source), at, str(compiled / _cached(at))])
+    names = [source.relative_to(folder).as_posix() for source in sorted(folder.rglob("*.py"))]
+    work = [[str(folder / name), f"{inside}/{name}", str(folder / cache_from_source(name))] for name in names]
     try:
         subprocess.run(
             [PYTHON, "-I", "-S", "-c", COMPILE], input=json.dumps(work).encode(), stdout=subprocess.DEVNULL,
@@ -212,14 +213,3 @@ def _compile(folder: Path, inside: str, compiled: Path) -> None:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return  # the rest is compiled by each run
-    finally:
-        for place, _, names in os.walk(compiled):
-            os.chmod(place, 0o755)
-            for name in names:
-                os.chmod(os.path.join(place, name), 0o644)
-
-
-def _cached(inside: str) -> str:
-    """Where a module's compiled form lies below the folder of them all."""
-    name = Path(cache_from_source(inside)).name
-    return f"{os.path.dirname(inside).lstrip('/')}/{name}"

@@ -137,7 +137,6 @@ def work_in_child(orders: Any, report: int) -> None:
 
     sys.path[:0] = work["path"]
     sys.path.extend(work["packages"])
-    sys.pycache_prefix = work["compiled"]
     sys.modules["__main__"] = types.ModuleType("__main__")  # nothing of this file lies where an answer can name it
     os.chdir(work["folder"])
     try:
@@ -152,10 +151,8 @@ def work_in_child(orders: Any, report: int) -> None:
             continue  # the tests that need it will be skipped, or fail
     plugin, run = plugin_for(work, tell), pytest.main
     sys.addaudithook(hook_for(work, tell))
-    before = functions(work["folder"])
     status = run(work["arguments"], plugins=[plugin])
-    changed = [*changes(before, work["folder"]), *plugin.changed()]
-    tell("finished", {"status": int(status), "changed": sorted(set(changed))[:20]})
+    tell("finished", {"status": int(status), "changed": plugin.changed})
     leave(0)
 
 
@@ -167,9 +164,14 @@ def plugin_for(work: Mapping[str, Any], tell: Tell) -> Any:
 
     class Reporter:
         def __init__(self) -> None:
-            self.before: dict[str, tuple[int, ...]] = {}
+            self.early: dict[str, tuple[int, ...]] = {}
+            self.late: dict[str, tuple[int, ...]] = {}
             self.config: Any = None
+            self.changed: list[str] = []
             self.stopped = False
+
+        def pytest_sessionstart(self, session: Any) -> None:
+            self.early, self.config = functions(folder), session.config
 
         def pytest_collection_modifyitems(self, session: Any, config: Any, items: list[Any]) -> None:
             birds = [item for item in items if canaries in item.nodeid]
@@ -179,10 +181,10 @@ def plugin_for(work: Mapping[str, Any], tell: Tell) -> Any:
 
         def pytest_collection_finish(self, session: Any) -> None:
             tell("collected", [[item.nodeid, digest_of(item)] for item in session.items])
-            self.before, self.config = functions(folder), session.config
+            self.late = functions(folder)
 
-        def changed(self) -> list[str]:
-            return changes(self.before, folder)
+        def pytest_sessionfinish(self, session: Any) -> None:
+            self.changed = sorted({*changes(self.early, folder), *changes(self.late, folder)})[:most]
 
         def pytest_collectreport(self, report: Any) -> None:
             if report.failed:
@@ -245,26 +247,27 @@ FUNCTIONS = (
 def functions(folder: str) -> dict[str, tuple[int, ...]]:
     """The functions and classes, with their methods, of pytest, unittest, test helpers and all modules below `folder`.
 
-    By name; each as what makes it the same one and unchanged.
+    By name; each as what makes it the same one, and for pytest and the helpers unchanged: a repository may compile its
+    own functions when they are first called. Whoever sets a function's code is seen by the audit hook.
     """
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for name, module in list(sys.modules.items()):
         inside = str(getattr(module, "__file__", None) or "").startswith(f"{folder}/")
         if not (inside or name.partition(".")[0] in GUARDED or ".testing" in name):
             continue
         for key, value in list(vars(module).items()):
             if isinstance(value, FUNCTIONS):
-                found[f"{name}.{key}"] = identity(value)
+                found[f"{name}.{key}"] = identity(value, inside)
             if isinstance(value, type) and value.__module__ == name:
                 for inner, method in list(vars(value).items()):
                     if isinstance(method, FUNCTIONS):
-                        found[f"{name}.{key}.{inner}"] = identity(method)
+                        found[f"{name}.{key}.{inner}"] = identity(method, inside)
     return found
 
 
-def identity(value: Any) -> tuple[int, ...]:
+def identity(value: Any, alone: bool) -> tuple[int, ...]:
     value = value.__func__ if isinstance(value, staticmethod | classmethod) else value
-    if isinstance(value, types.FunctionType):
+    if isinstance(value, types.FunctionType) and not alone:
         return id(value), id(value.__code__), id(value.__defaults__), id(value.__kwdefaults__)
     return (id(value),)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from teachers.config import RepositorySuite, Sandbox
 from teachers.errors import TeacherError
-from teachers.repository_copy import CANARIES, COMPILED, Copy, copied, mounts_of
+from teachers.repository_copy import CANARIES, Copy, copied, mounts_of
 from teachers.sandbox import Outcome, run
 from teachers.walls import PACKAGES, PYTHON
 
@@ -109,7 +109,6 @@ def _order(copy: Copy, trial: Trial) -> dict[str, Any]:
         "folder": copy.inside,
         "path": copy.path,
         "packages": [*(f"/packages/{n}" for n in range(len(trial.suite.packages))), *PACKAGES],
-        "compiled": COMPILED,
         "helpers": sorted(helpers),
         "path_of_answer": f"{copy.inside}/{trial.path}",
         "lines": trial.lines,
