@@ -2,7 +2,8 @@
 
 The checkout is read and never written to. The copy has what git lists, untracked files that it does not ignore, and
 ignored files that lie between listed ones (a generated version, a compiled extension); of a plain folder all but caches
-and environments. No history, and of compiled Python only what is compiled here, once, so that no run has to; the compiled form of the file that an answer replaces is hidden, as is every installed copy of its package.
+and environments. No history, and of compiled Python only what is compiled here, once, so that no run has to. A run
+sees neither the compiled form of the file that an answer replaces, nor any installed copy of its package.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def text_of(root: Path, path: str) -> str | None:
 
 
 def mounts_of(copy: Copy, root: Path, path: str, answer: Path, packages: Sequence[Path]) -> list[Mount]:
-    """What a run sees: the copy with `answer` at `path`, the packages; no compiled or installed form of the original."""
+    """What a run sees: the copy with `answer` at `path`, the packages; the original compiled or installed nowhere."""
     inside = f"{copy.inside}/{path}"
     found = [Mount(copy.inside, copy.folder), Mount(inside, answer)]
     compiled = cache_from_source(path)
@@ -139,7 +140,7 @@ def _copy(root: Path, folder: Path) -> str:
             continue  # a link that leads out, or to nowhere
         total += source.stat().st_size
         if total > MOST_BYTES:
-            raise TeacherError(f"{root} has more than 1 GB, which is copied for its tests: leave out what they don't need")
+            raise TeacherError(f"{root} has more than 1 GB, which is copied for its tests: have git ignore the rest")
         target = folder / path
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         shutil.copyfile(source, target)

@@ -133,7 +133,7 @@ def _options(suite: RepositorySuite) -> list[str]:
 
 
 def _alone() -> list[str]:
-    """Plugins that start processes of their own, measure, or mix the order, where a repository's settings ask for it."""
+    """Against plugins that start processes, measure, or mix the order, where a repository's settings ask for it."""
     from importlib.util import find_spec
 
     words = {"xdist": ["-n", "0"], "pytest_cov": ["--no-cov"], "pytest_randomly": ["-p", "no:randomly"]}
@@ -166,7 +166,7 @@ def _read(outcome: Outcome, nonce: str, canaries: str, limits: Sandbox) -> Ran:
         if words:
             said.setdefault(name, words)
     birds = {name.partition("::")[2]: tests.pop(name) for name in list(tests) if canaries in name}
-    said |= {name: words for name, words in told.get("uncollected", ())}
+    said |= dict(told.get("uncollected", ()))
     finished = told.get("finished", [None])[0]
     touched = [*told.get("touched", ()), *(finished["changed"] if finished else ())]
     touched += ["a forged report"] if "forged" in told else []

@@ -54,9 +54,10 @@ class Grading:
     @staticmethod
     def from_json(text: str) -> Grading:
         """Raises ValueError: not what `to_json` writes."""
-        told = json.loads(text)
+        told: Any = json.loads(text)
         try:
-            return Grading(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+            plain: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in told.items()}
+            return Grading(**plain)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"no grading by a repository's tests: {error}") from error
 
@@ -90,6 +91,8 @@ async def grade(text: str, completion: str, limits: Sandbox) -> Judgment:
     if whole is None or digest_of(whole) != grading.text:
         raise UnusableGrading(f"{grading.path} has changed since its prompt was made: read the codebase again")
     trial = trial_of(grading, whole, fitted(whole, grading.start, grading.end, completion, grading.path))
+    if grading.path.endswith(".py") and (fault := _fault(trial.text)):
+        return _failed(f"with it {grading.path} is not Python: {fault}")
     key = key_of(trial, limits) + digest_of(text)
     if key not in _REMEMBERED:
         found = judgment(grading, await ran(trial, limits))
@@ -124,8 +127,8 @@ def judgment(grading: Grading, result: Ran) -> Judgment:
     not_passed = [name for name in grading.tests if result.tests.get(name) != "passed"]
     if not_passed:
         name = next((name for name in not_passed if result.tests.get(name) == "failed"), not_passed[0])
-        how = result.said.get(name) or result.ending or next(iter(result.said.values()), "") or "it did not run"
-        return _failed(f"{name}: {result.ending or how}" if result.hung == name else f"{name}: {how}")
+        how = result.said.get(name) or next(iter(result.said.values()), "") or result.ending or "it did not run"
+        return _failed(f"{name}: {result.ending if result.hung else how}")
     if not result.complete or result.ending:
         return _failed(result.ending or "the tests did not come to their end")
     if grading.runner == "pytest" and result.proof(grading.tests) != grading.proof:
@@ -161,16 +164,19 @@ def fitted(whole: str, start: int, end: int, completion: str, path: str) -> str:
     lines = answer.split("\n")
     ends = [n for n in range(1, len(lines)) if lines[n].strip() and _width(lines[n]) < width]
     pieces = ["\n".join(lines[:n]).rstrip() for n in ends[:20]] + [answer]
-    return next((piece for piece in pieces if _parses(whole[:start] + piece + whole[end:])), pieces[0])
+    return next((piece for piece in pieces if not _fault(whole[:start] + piece + whole[end:])), pieces[0])
 
 
 def _width(line: str) -> int:
     return len(line) - len(line.lstrip(" \t"))
 
 
-def _parses(text: str) -> bool:
+def _fault(text: str) -> str:
+    """Why a text is not Python; empty where it is."""
     try:
         ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+    except SyntaxError as error:
+        return f"line {error.lineno}: {error.msg}"
+    except (ValueError, RecursionError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    return ""
