@@ -113,13 +113,15 @@ def redirect() -> None:
 
 
 def last_line(path: str) -> str:
+    """The last one that names an error, else the last one."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip()[:MOST_WORDS] for line in reversed(lines) if line.strip()), "")
+    words = [line.strip()[:MOST_WORDS] for line in reversed(lines) if line.strip()]
+    return next((line for line in words if "error" in line.lower()), words[0] if words else "")
 
 
 # ---- the tests' process ----
@@ -291,7 +293,14 @@ WATCHED = frozenset({
     "sys.settrace",
 })  # fmt: skip
 FRAMES = frozenset({"tb_frame", "gi_frame", "cr_frame", "ag_frame"})
-ON_BEHALF = ("inspect.py", "traceback.py", "bdb.py", "threading.py", "code.py")  # that do it for whoever calls them
+ON_BEHALF = (
+    "inspect.py",
+    "traceback.py",
+    "bdb.py",
+    "threading.py",
+    "code.py",
+    "ctypes/__init__.py",
+)  # that do it for whoever calls them
 
 
 def hook_for(work: Mapping[str, Any], tell: Tell) -> Callable[[str, tuple[Any, ...]], None]:

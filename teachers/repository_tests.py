@@ -9,11 +9,14 @@ feedback. Which tests are chosen, and that they tell a right body from none, is 
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from token import NAME, STRING
+from tokenize import TokenError, generate_tokens
 from typing import Any
 
 from teachers.config import RepositorySuite, Sandbox
@@ -90,9 +93,13 @@ async def grade(text: str, completion: str, limits: Sandbox) -> Judgment:
     whole = text_of(Path(grading.root), grading.path)
     if whole is None or digest_of(whole) != grading.text:
         raise UnusableGrading(f"{grading.path} has changed since its prompt was made: read the codebase again")
-    trial = trial_of(grading, whole, fitted(whole, grading.start, grading.end, completion, grading.path))
-    if grading.path.endswith(".py") and (fault := _fault(trial.text)):
-        return _failed(f"with it {grading.path} is not Python: {fault}")
+    answer = fitted(whole, grading.start, grading.end, completion, grading.path)
+    trial = trial_of(grading, whole, answer)
+    if grading.path.endswith(".py"):
+        if fault := _fault(trial.text):
+            return _failed(f"with it {grading.path} is not Python: {fault}")
+        if words := reaching(answer, whole):
+            return _failed(f"it reaches for what judges it: {', '.join(words[:3])}")
     key = key_of(trial, limits) + digest_of(text)
     if key not in _REMEMBERED:
         found = judgment(grading, await ran(trial, limits))
@@ -141,6 +148,34 @@ def _failed(text: str) -> Judgment:
     return Judgment(0.0, text if len(text) <= MOST_WORDS else f"{text[: MOST_WORDS - 3]}...")
 
 
+# ---- what an answer must not name ----
+
+# Names that lead to the tests' runner, its frames and memory, and objects that say they equal what is expected.
+REACHING = frozenset({
+    "_pytest", "pytest", "pluggy", "unittest", "doctest", "mock", "conftest", "sitecustomize", "ctypes", "gc", "inspect",
+    "importlib", "__import__", "__builtins__", "builtins", "__globals__", "__closure__", "__code__", "__subclasses__",
+    "_getframe", "_current_frames", "f_back", "f_globals", "f_locals", "f_builtins", "f_lineno", "tb_frame", "gi_frame",
+    "settrace", "setprofile", "__eq__", "__ne__", "__instancecheck__", "_exit", "atexit", "modules",
+})  # fmt: skip
+
+
+def reaching(answer: str, whole: str) -> list[str]:
+    """The names of `REACHING` in an answer's code, in order, that the file it goes into does not have itself.
+
+    `modules` only of `sys`. What is put together at run time is not seen here; `repository_judge.py` sees what it does.
+    """
+    known = set(re.findall(r"\w+", whole))
+    found, before = [], ""
+    try:
+        for token in generate_tokens(io.StringIO(f"(\n{answer}\n)").readline):
+            names = [token.string] if token.type == NAME else re.findall(r"\w+", token.string * (token.type == STRING))
+            found += [name for name in names if name in REACHING - known and (name != "modules" or before == "sys.")]
+            before = (before + token.string)[-4:]
+    except (TokenError, SyntaxError):
+        found.append("what has no tokens")  # though it is Python in its place
+    return list(dict.fromkeys(found))
+
+
 # ---- what of an answer belongs into the place ----
 
 
@@ -152,7 +187,7 @@ def fitted(whole: str, start: int, end: int, completion: str, path: str) -> str:
     """
     blocks = fenced(completion)
     answer = blocks[0] if blocks else completion
-    indent = re.search(r"[ \t]*\Z", whole[:start])
+    indent = re.search(r"^[ \t]*\Z", whole[:start], re.MULTILINE)
     if not path.endswith(".py") or indent is None:
         return answer
     width = len(indent[0])
