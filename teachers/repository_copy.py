@@ -23,11 +23,11 @@ from importlib.util import cache_from_source
 from pathlib import Path, PurePosixPath
 from tokenize import detect_encoding
 
+from teachers.canaries import SOURCE
 from teachers.errors import TeacherError
 from teachers.walls import PACKAGES, PYTHON, Mount
 
 PLACE = "/repository"  # in the sandbox
-CANARIES = Path(__file__).with_name("canaries.py")
 SYSTEM_PACKAGES = tuple(str(path) for path in Path("/usr").glob("lib/python3*/dist-packages"))
 SKIPPED = {
     ".git", ".hg", ".svn", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".tox", ".nox",
@@ -67,7 +67,7 @@ def copied(root: Path) -> Copy:
     try:
         digest = _copy(root, folder)
         canaries = f"test_{secrets.token_hex(8)}.py"
-        shutil.copyfile(CANARIES, folder / canaries)
+        (folder / canaries).write_text(SOURCE, encoding="utf-8")
         (room / "empty").touch(0o644)
         _compile(folder, inside)
         _open(folder)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import secrets
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+from teachers.canaries import FAILING, PASSING, SOURCE
 from teachers.config import RepositorySuite, Sandbox
 from teachers.errors import TeacherError
-from teachers.repository_copy import CANARIES, Copy, copied, mounts_of
+from teachers.repository_copy import Copy, copied, mounts_of
 from teachers.sandbox import Outcome, run
 from teachers.walls import PACKAGES, PYTHON
 
@@ -23,10 +25,6 @@ JUDGE = Path(__file__).with_name("repository_judge.py")
 MOST_TESTS = 200  # of one run; parametrised ones count each
 LEAST_OUTPUT = 512  # kilobytes: what is printed is the judge's own, not the tests'
 HELPERS = re.compile(r"^\s*(?:from|import)\s+(\w+(?:\.\w+)*\.testing)\b", re.MULTILINE)  # such as numpy.testing
-FAILING = {"test_equality", "test_truth", "test_no_exception", "test_an_exception"}
-FAILING |= {f"TestCase::{name}" for name in FAILING - {"test_an_exception"}}
-PASSING = {"test_that_passes"}
-
 TestResult = Literal["passed", "failed", "skipped", "unfinished"]
 
 
@@ -94,7 +92,7 @@ def key_of(trial: Trial, limits: Sandbox) -> str:
     decides = [
         copied(trial.root).digest, trial.path, trial.text, trial.lines, trial.select, trial.chosen,
         trial.suite.model_dump_json(), limits.model_dump_json(), JUDGE.read_text(encoding="utf-8"),
-        CANARIES.read_text(encoding="utf-8"), PYTHON,
+        SOURCE, sys.version,
     ]  # fmt: skip
     return sha256(json.dumps(decides).encode()).hexdigest()
 

@@ -96,7 +96,7 @@ def test_right_and_wrong(repository: Path, grading: Grading) -> None:
     assert (raises.score, "AttributeError" in (raises.feedback or "")) == (0.0, True)
     for text in ("return (", ""):
         broken = judged(grading, text)
-        assert (broken.score, "calc/core.py is not Python" in (broken.feedback or "")) == (0.0, not (text == ""))
+        assert (broken.score, "calc/core.py is not Python" in (broken.feedback or "")) == (0.0, text != "")
     assert state(repository) == before
 
 
@@ -109,7 +109,7 @@ def test_what_belongs_into_the_place() -> None:
         '"""x\ny\n"""\n    return 2\nprint(1)': '"""x\ny\n"""\n    return 2',
         "x = (\n1)\n    return x\n": "x = (\n1)\n    return x",
         "```python\n    a = 1\n    return a\n```\nThat is it.": "a = 1\n    return a",
-        "if a:\n        return 1\n    # done\n    return 2\n# end\n": "if a:\n        return 1\n    # done\n    return 2",
+        "if a:\n        return 1\n    # so\n    return 2\n# end\n": "if a:\n        return 1\n    # so\n    return 2",
         "return (": "return (",
     }.items():
         assert fitted(whole, start, end, completion, "a.py") == left
@@ -415,7 +415,8 @@ LOOKS = """
                     text = file.read()
             except OSError:
                 continue
-            if b'the body that must be ' + b'written' in text or b'result' in text and path.endswith('.pyc') and '/calc/' in path:
+            compiled = path.endswith('.pyc') and '/calc/' in path and b'result' in text
+            if compiled or b'the body that must be ' + b'written' in text:
                 found.append(path)
     return sum(items) if found else None
 """
