@@ -155,7 +155,8 @@ REACHING = frozenset({
     "_pytest", "pytest", "pluggy", "unittest", "doctest", "mock", "conftest", "sitecustomize", "ctypes", "gc",
     "inspect", "importlib", "__import__", "__builtins__", "builtins", "__globals__", "__closure__", "__code__",
     "__subclasses__", "_getframe", "_current_frames", "f_back", "f_globals", "f_locals", "f_builtins", "f_lineno",
-    "tb_frame", "gi_frame", "settrace", "setprofile", "__eq__", "__ne__", "__instancecheck__", "_exit", "atexit", "modules",
+    "tb_frame", "gi_frame", "settrace", "setprofile", "__eq__", "__ne__", "__instancecheck__", "_exit", "atexit",
+    "modules",
 })  # fmt: skip
 
 
