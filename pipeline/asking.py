@@ -92,6 +92,7 @@ def request_of(asking: Asking, rollout: Rollout, step: int) -> ScoreRequest:
         privileged=prompt.privileged,
         private=prompt.private,
         checker=prompt.checker,
+        grading=prompt.grading,
         completion=text,
         checked=check(prompt.checker or "none", text, prompt.reference, prompt) if judged else None,
     )

@@ -115,5 +115,6 @@ def _request(prompt: Prompt, sample_index: int, completion: str) -> ScoreRequest
         reference=prompt.reference,
         private=prompt.private,
         checker=prompt.checker,
+        grading=prompt.grading,
         completion=completion,
     )

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
+from pipeline.codebase.types import Language, TaskName
 from pipeline.recipe_checks import disagreements
 from pipeline.types import Divergence, Losses
-from teachers.config import MAX_TEACHERS, Budget, Price, Section, TeacherConfig
+from teachers.config import MAX_TEACHERS, Budget, Price, RepositorySuite, Section, TeacherConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -98,7 +99,9 @@ class Columns(Section):
     privileged: str | None = None
 
 
-Checker = Annotated[str, Field(pattern=r"^(exact|numeric|python_tests|none|.+\.py:[A-Za-z_]\w*)$")]
+Checker = Annotated[
+    str, Field(pattern=r"^(exact|numeric|similarity|python_tests|repository_tests|none|.+\.py:[A-Za-z_]\w*)$")
+]
 
 
 class SourceBase(Section):
@@ -119,6 +122,35 @@ class DatasetSource(SourceBase):
     limit: Positive | None = None
 
 
+class Codebase(Section):
+    """A repository or a folder of source code: what is read of it, and what is held out."""
+
+    path: str = Field(min_length=1, description="a folder, or package:NAME for an installed Python package")
+    include: TextList = Field(("**",), description="paths that may be read, as patterns")
+    exclude: tuple[str, ...] = Field((), description="paths that are left out, as patterns")
+    languages: tuple[Language, ...] = Field((), description="default: all that can be read")
+    licences: tuple[str, ...] = Field((), description="SPDX names; default: any, and files without one")
+    largest_kilobytes: Positive = Field(512, description="a larger file is left out")
+    commits: int = Field(0, ge=0, description="of the history, the newest first; 0: none")
+    split: Literal["file", "module", "time"] = Field("file", description="what never stands on both sides")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="the share of files, modules or commits")
+    tests: RepositorySuite | None = Field(None, description="how its tests run; default: answers are not run")
+
+
+class CodebaseSource(SourceBase):
+    """One task over a codebase. Its source is private unless the recipe says otherwise."""
+
+    kind: Literal["codebase"]
+    task: TaskName
+    of: Codebase | None = Field(None, description="another codebase than the recipe's `source`")
+    count: Positive = Field(20_000, description="places at most, spread over the files")
+    retrieved_tokens: int = Field(0, ge=0, description="of the prompt, for code from other files; 0: the file alone")
+    reference_tokens: Positive = Field(128, description="a place whose answer is longer is left out")
+    private: bool = True
+    as_chat: bool = Field(False, description="true: a conversation, for students that were trained on them")
+    domain: Name | None = Field(None, description="default: the source's own name")
+
+
 class TaskSource(SourceBase):
     kind: Literal["tasks"]
     task: Name = Field(description="a generated task, see pipeline.tasks; its name is the domain")
@@ -126,7 +158,7 @@ class TaskSource(SourceBase):
     as_chat: bool = True
 
 
-Source = Annotated[DatasetSource | TaskSource, Field(discriminator="kind")]
+Source = Annotated[DatasetSource | TaskSource | CodebaseSource, Field(discriminator="kind")]
 
 
 class Data(Section):
@@ -422,6 +454,7 @@ class RecipeBase(Section):
     threads: int = Field(0, ge=0, description="CPU threads for torch; 0: one per core this process may use")
     prepare: dict[Name, Prepare] = Field(default_factory=dict)
     student: Student = Field(examples=["{model: Qwen/Qwen3-1.7B}"])
+    source: Codebase | None = Field(None, description="the codebase that sources of kind codebase read")
     data: Data = Field(examples=["{sources: {math: {kind: dataset, path: openai/gsm8k, config: main}}}"])
     rollout: Rollouts = Rollouts()
     teachers: dict[Name, TeacherConfig] = Field(default_factory=dict, max_length=MAX_TEACHERS)

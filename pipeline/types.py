@@ -23,7 +23,7 @@ class Prompt:
     source: the recipe's name for where it comes from; mixing weights belong to sources.
     reference: the expected answer, for supervised training and for the checker; never shown to the student.
     privileged: what only some teachers may see. private: must not leave this machine.
-    checker: how an answer is judged (`pipeline.checkers`).
+    checker: how an answer is judged (`pipeline.checkers`). grading: what that needs beside the reference, as JSON.
     """
 
     prompt_id: str
@@ -34,6 +34,7 @@ class Prompt:
     privileged: str | None = None
     private: bool = False
     checker: str | None = None
+    grading: str | None = None
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,24 @@ class PythonTests(Section):
     kind: Literal["python_tests"]
 
 
+class RepositorySuite(Section):
+    """A repository's own tests. They run on a scratch copy, in the sandbox; the checkout itself is never written to."""
+
+    run: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        ("python", "-m", "pytest", "-q", "-x"), description="the command; the tests to run are added to it"
+    )
+    runner: Literal["pytest", "command"] = Field(
+        "pytest", description="command: run as it is, passed with exit status 0; no test is chosen"
+    )
+    packages: tuple[Path, ...] = Field((), description="folders that the tests import from, read-only")
+
+
+class RepositoryTests(Section):
+    """The answer is put into a copy of the repository that its prompt comes from, and the tests it can reach run."""
+
+    kind: Literal["repository_tests"]
+
+
 class Command(Section):
     """A command in the sandbox, with the answer in the file ANSWER; it passes with exit status 0.
 
@@ -229,7 +247,7 @@ class Command(Section):
 
 
 Check = Annotated[
-    ExactAnswer | Pattern | JsonSchema | PythonTests | Command,
+    ExactAnswer | Pattern | JsonSchema | PythonTests | RepositoryTests | Command,
     Field(discriminator="kind"),
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
 ]
