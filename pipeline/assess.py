@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.asking import local_rows
-from pipeline.comparisons import average
+from pipeline.comparisons import average, with_context
 from pipeline.evaluate import (
     BASE,
     SPECIALIST,
@@ -16,6 +16,7 @@ from pipeline.evaluate import (
     Score,
     evaluate_model,
     evaluation_json,
+    measure_table,
     passes_table,
     table,
 )
@@ -32,6 +33,7 @@ from teachers.causal_lm import CausalLM
 from teachers.pool import writes
 
 Scores = dict[str, Score]  # by domain
+MEASURED = {"loss": "loss, nats per token of the references", "similarity": "edit similarity to the references"}
 KL_PROMPTS = 32  # per domain: KL is a mean over their tokens, a few hundred are enough
 
 
@@ -41,6 +43,9 @@ def before(job: Job, parts: Parts) -> dict[str, Scores]:
     scores = {BASE: _remembered(job, BASE, lambda: _evaluate(job, parts, parts.student.lm, everything, BASE))}
     if not isinstance(job.recipe, DistillRecipe):
         return scores
+    if "base_with_context" in job.recipe.compare:
+        name = "base_with_context"
+        scores[name] = _remembered(job, name, lambda: _with_context(job, parts))
     for teacher, domains in main_teachers(job, parts).items():
         kept = _remembered(job, f"teacher-{teacher}", _teacher(job, parts, teacher, domains))
         scores[SPECIALIST] = scores.get(SPECIALIST, {}) | kept
@@ -115,6 +120,9 @@ def conclude(job: Job, scores: Mapping[str, Scores], left: Mapping[str, Mapping[
     write_json(job.folder / "evaluation.json", result)
     columns, rows = table(scores)
     job.display.table("held-out scores", columns, rows)
+    for measure in job.recipe.evaluation.measures:
+        columns, rows = measure_table(scores, measure)
+        job.display.table(f"held-out {MEASURED[measure]}", columns, rows)
     columns, rows = passes_table(scores)
     if rows:
         job.display.table("one of k answers passes", columns, rows)
@@ -149,9 +157,26 @@ def _evaluate(job: Job, parts: Parts, lm: CausalLM, domains: Sequence[str], name
             chosen,
             settings=settings,
             prompts_per_domain=wanted.prompts_per_domain,
+            measures=wanted.measures,
             samples=wanted.samples,
             advance=advance.advance,
         )
+
+
+def _with_context(job: Job, parts: Parts) -> Evaluation:
+    """The base on the domains whose prompts have code of other files to show, shown it."""
+    held_out = {
+        domain: shown
+        for domain, prompts in parts.prompts.held_out.items()
+        if (shown := tuple(filter(None, map(with_context, prompts))))
+    }
+    return _evaluate(
+        job,
+        replace(parts, prompts=replace(parts.prompts, held_out=held_out)),
+        parts.student.lm,
+        sorted(held_out),
+        "base, shown context",
+    )
 
 
 def _remembered(job: Job, name: str, make: Callable[[], Evaluation]) -> Scores:

@@ -98,6 +98,23 @@ def check_command(
             display.note(f"{recipe}: no problem found")
 
 
+@app.command("ingest")
+def ingest_command(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A repository, a folder, or package:NAME.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Keys of a recipe's source: commits=200 exclude=[docs/**]"),
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Show this task only; may be repeated.")] = None,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Examples of each task.")] = 1,
+) -> None:
+    """Show what would be used of a codebase, with examples, before any training."""
+    with _one_line_errors(""), _display() as display:
+        from pipeline.ingest import ingest, settings_of, tasks_of
+
+        ingest(settings_of(path, settings or ()), tasks_of(task or ()), examples, display)
+
+
 @app.command("recipes")
 def recipes_command() -> None:
     """List the recipes that come with this checkout."""

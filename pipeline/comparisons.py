@@ -1,51 +1,97 @@
-"""The baselines that a sceptic asks for: the teachers' parameters averaged, and imitation of the teachers' samples."""
+"""The baselines that a sceptic asks for: the teachers' parameters averaged, imitation of the teachers' samples, plain
+fine-tuning on the code itself, and the untrained base with the code of other files in front of it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
+from typing import Literal
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.recipe import DistillRecipe, SftRecipe
+from pipeline.recipe import CodebaseSource, Comparison, DistillRecipe, SftRecipe
 from pipeline.student import merged
+from pipeline.types import Prompt
 from teachers.causal_lm import CausalLM
 from teachers.pool import Pool
 from teachers.switching import current_adapter
+from teachers.types import RawText
 
-SHARED = ("seed", "threads", "prepare", "student", "rollout", "teachers", "routing", "evaluation")
+SHARED = ("seed", "threads", "prepare", "student", "source", "rollout", "evaluation")
+ASKED = ("teachers", "routing")
 
 
-def sft_recipe(recipe: DistillRecipe, tokens: int, drawn: Mapping[str, int]) -> SftRecipe:
-    """The same student, prompts and optimizer, trained on as many tokens of answers that the teachers write.
+def sft_recipes(recipe: DistillRecipe, tokens: int, drawn: Mapping[str, int]) -> dict[str, SftRecipe]:
+    """The supervised baselines that the recipe asks for, by name.
 
-    tokens: completion tokens the student was trained on; the baseline ends with the step that reaches them.
-    drawn: prompts that the student had of each source, which become the baseline's shares.
+    tokens: completion tokens the student was trained on; a baseline ends with the step that reaches them.
+    drawn: prompts that the student had of each source.
     """
+    made: Mapping[Comparison, Callable[[], SftRecipe]] = {
+        "sft_on_teacher_samples": lambda: _on_samples(recipe, tokens, drawn),
+        "sft_on_code": lambda: _on_code(recipe, tokens),
+    }
+    return {name: made[name]() for name in recipe.compare if name in made}
+
+
+def _on_samples(recipe: DistillRecipe, tokens: int, drawn: Mapping[str, int]) -> SftRecipe:
+    """The same student, prompts and optimizer, on answers that the teachers write to prompts in the same shares."""
+    shares = {name: float(drawn[name]) for name in recipe.data.sources if drawn.get(name)}
+    return _supervised(recipe, tokens, shares, "teachers", (*SHARED, *ASKED))
+
+
+def _on_code(recipe: DistillRecipe, tokens: int) -> SftRecipe:
+    """The same student and optimizer, on what the recipe's codebase itself has where the student would write."""
+    shares = {
+        name: source.weight
+        for name, source in recipe.data.sources.items()
+        if isinstance(source, CodebaseSource) and source.of is None
+    }
+    return _supervised(recipe, tokens, shares, "reference", SHARED)
+
+
+def _supervised(
+    recipe: DistillRecipe,
+    tokens: int,
+    shares: Mapping[str, float],
+    answers: Literal["teachers", "reference"],
+    shared: Sequence[str],
+) -> SftRecipe:
+    """All sources stay, so that all domains are measured; those without a share give no prompts to train on."""
     per_step = recipe.training.prompts_per_step * recipe.rollout.samples_per_prompt
     # Each answer has a token at least, so the limit in tokens comes first.
     training = recipe.training.model_copy(update={"steps": ceil(tokens / per_step)})
     sources = {
-        name: source.model_copy(update={"weight": float(drawn[name])})
+        name: source.model_copy(update={"weight": shares.get(name, 0.0)})
         for name, source in recipe.data.sources.items()
-        if drawn.get(name)
     }
     data = recipe.data.model_copy(update={"sources": sources, "mixing": "fixed"})
-    shared = {name: getattr(recipe, name) for name in SHARED}
     return SftRecipe(
         method="sft",
-        answers="teachers",
+        answers=answers,
         average=recipe.objective.average,
         tokens=tokens,
         data=data,
         training=training,
-        **shared,
+        **{name: getattr(recipe, name) for name in shared},
     )
+
+
+def with_context(prompt: Prompt) -> Prompt | None:
+    """The prompt with the code of other files that belongs to it in front; None where there is none."""
+    if not prompt.privileged:
+        return None
+    asked = prompt.conversation
+    if isinstance(asked, RawText):
+        return replace(prompt, conversation=RawText(prompt.privileged + asked.text))
+    *before, last = asked.messages
+    shown = replace(last, content=f"{prompt.privileged}\n{last.content}")
+    return replace(prompt, conversation=replace(asked, messages=(*before, shown)))
 
 
 @torch.no_grad()

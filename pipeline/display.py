@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -123,6 +123,21 @@ class Display:
             yield Counter(moved)
         finally:
             self._remove(task)
+
+    @contextmanager
+    def counted(self, description: str) -> Iterator[Callable[[int, int], None]]:
+        """Gives a function of (pieces done, of how many), for work whose size is known once it has begun."""
+        with ExitStack() as stack:
+            bar: Counter | None = None
+            before = 0
+
+            def moved(done: int, total: int) -> None:
+                nonlocal bar, before
+                bar = bar or stack.enter_context(self.progress(description, total))
+                bar.advance(done - before)
+                before = done
+
+            yield moved
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """Aligned columns, never cut: numbers to the right with three decimals, None as a dash."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 from pipeline.checkers import check
+from pipeline.measures import edit_similarity, reference_losses
+from pipeline.recipe import Measure
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.statistics import mean_interval, paired_difference, pass_rates, ratio_of_means
 from pipeline.types import Prompt, Rollout
 from teachers.causal_lm import CausalLM, render
 
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 BASE, SPECIALIST, STUDENT = "base", "specialist", "student"
 
 
@@ -22,7 +26,8 @@ class Score:
 
     mean, low, high: of the scores in [0, 1] with its 95% interval; None where no prompt could be judged. scores: by
     prompt id, of those that could, the mean of a prompt's answers. length: mean completion tokens. truncated: the share
-    that ran out of room. passes: pass@k with its interval, where there are several answers that pass or do not.
+    that ran out of room. measures: name (`pipeline.measures`) -> by prompt id. passes: pass@k with its interval, where
+    there are several answers that pass or do not.
     """
 
     mean: float | None
@@ -32,6 +37,7 @@ class Score:
     prompts: int
     length: float
     truncated: float
+    measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     passes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +75,7 @@ def evaluate_model(
     *,
     settings: SamplingSettings,
     prompts_per_domain: int,
+    measures: Sequence[Measure] = (),
     samples: int = 1,
     advance: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -90,7 +97,7 @@ def evaluate_model(
         rendered = [(prompt, render(prompt.conversation, lm.tokenizer)) for prompt in prompts[:prompts_per_domain]]
         rollouts = generator.generate(rendered, chosen, seed=0, step=0, policy_version=0, on_finished=counted)
         judged = [_judge(rollout, lm, chosen.stop) for rollout in rollouts]
-        domains[domain] = summarise(rollouts, judged)
+        domains[domain] = replace(summarise(rollouts, judged), measures=_measured(measures, lm, judged, rollouts))
         everything += judged
     return Evaluation(domains, tuple(everything))
 
@@ -100,6 +107,22 @@ def answer_text(rollout: Rollout, lm: CausalLM, stop: Sequence[str] = ()) -> str
     ids = [token for segment in rollout.segments if segment.kind == "answer" for token in segment.token_ids]
     text: str = lm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text[: min((place for string in stop if (place := text.find(string)) >= 0), default=len(text))]
+
+
+def _measured(
+    measures: Sequence[Measure], lm: CausalLM, judged: Sequence[Sample], rollouts: Sequence[Rollout]
+) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    if "loss" in measures:
+        prompts = {rollout.prompt.prompt_id: rollout.prompt for rollout in rollouts}
+        found["loss"] = reference_losses(lm, list(prompts.values()))
+    if "similarity" in measures:
+        near: dict[str, list[float]] = {}
+        for sample in judged:
+            if sample.reference is not None:
+                near.setdefault(sample.prompt_id, []).append(edit_similarity(sample.completion, sample.reference))
+        found["similarity"] = {prompt_id: sum(values) / len(values) for prompt_id, values in near.items()}
+    return found
 
 
 def _judge(rollout: Rollout, lm: CausalLM, stop: Sequence[str]) -> Sample:
@@ -150,6 +173,21 @@ def table(models: ModelScores) -> tuple[list[str], list[list[str | None]]]:
     return columns, rows
 
 
+def measure_table(models: ModelScores, measure: Measure) -> tuple[list[str], list[list[str | None]]]:
+    """(columns, rows) as `table`, of one measure's means: a row per domain in which some model has it."""
+    rows: list[list[str | None]] = []
+    for domain in _domains(models):
+        means = [measured_mean(scores.get(domain), measure) for scores in models.values()]
+        if any(mean is not None for mean in means):
+            rows.append([domain, *(None if mean is None else f"{mean:.3f}" for mean in means)])
+    return ["domain", *models], rows
+
+
+def measured_mean(score: Score | None, measure: str) -> float | None:
+    values = {} if score is None else score.measures.get(measure, {})
+    return sum(values.values()) / len(values) if values else None
+
+
 def passes_table(models: ModelScores) -> tuple[list[str], list[list[str | None]]]:
     """(columns, rows) of pass@k: a row per domain and k, with each model's value and interval; no rows without any."""
     rows: list[list[str | None]] = []
@@ -166,11 +204,12 @@ def evaluation_json(
 ) -> dict[str, Any]:
     """What `evaluation.json` holds. kl: domain -> teacher -> KL in nats per token on held-out prompts.
 
-    domains, intervals, prompts, lengths, truncated: domain -> model -> value. pass_at_k: domain -> model -> "pass@k" ->
-    value, low, high, where several answers were sampled to each prompt. means: model -> mean over the domains
-    that every model was judged in. recovered: domain -> the share of the specialist's gain over the base that the
-    student has, None where the specialist gained nothing. share_of_specialists: the student's mean over the
-    specialists' mean, with its interval. differences: domain -> model -> student − model, paired by prompt.
+    domains, intervals, prompts, lengths, truncated: domain -> model -> value. measures: name -> domain -> model -> mean
+    over the references. pass_at_k: domain -> model -> "pass@k" -> value, low, high, where several answers were sampled
+    to each prompt. means: model -> mean over the domains that every model was judged in. recovered: domain -> the share
+    of the specialist's gain over the base that the student has, None where the specialist gained nothing.
+    share_of_specialists: the student's mean over the specialists' mean, with its interval. differences: domain -> model
+    -> student − model, paired by prompt.
     """
     domains = _domains(models)
 
@@ -187,6 +226,11 @@ def evaluation_json(
         "prompts": by_domain(lambda score: score.prompts),
         "lengths": by_domain(lambda score: score.length),
         "truncated": by_domain(lambda score: score.truncated),
+        "measures": {
+            measure: by_domain(partial(measured_mean, measure=measure))
+            for measure in MEASURES
+            if any(score.measures.get(measure) for scores in models.values() for score in scores.values())
+        },
         "pass_at_k": {
             domain: of_models
             for domain in domains

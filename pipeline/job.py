@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from accelerate.state import AcceleratorState
 
 from pipeline.asking import Asking, judged_by_checker
 from pipeline.averaging import Averages, averages_of, selves_of
+from pipeline.codebase.fim import fim_of
+from pipeline.codebase.source import Reader, Shelf, cache_file, open_codebase
 from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.judgments import JudgedSettings
@@ -21,7 +23,7 @@ from pipeline.optim import build_optimizer
 from pipeline.privacy import guard_of
 from pipeline.prompts import PromptSets, load_prompts, require, require_lengths, require_references
 from pipeline.ranks import World
-from pipeline.recipe import DistillRecipe, NewModel, RecipeBase, SftRecipe
+from pipeline.recipe import CodebaseSource, DistillRecipe, NewModel, RecipeBase, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.remote import Desk
 from pipeline.rollout.protocol import SamplingSettings
@@ -30,7 +32,7 @@ from pipeline.run_directory import same_data
 from pipeline.student import Student, load_student
 from pipeline.targets import ANCHOR
 from pipeline.writers import Writer, reference_length, reference_writer, student_writer, teacher_writer
-from teachers.causal_lm import render
+from teachers.causal_lm import load_tokenizer, render
 from teachers.pool import Pool, build_pool
 from teachers.privileged import Selves
 from teachers.tools import Tools
@@ -90,14 +92,17 @@ def resolve(job: Job, model: str, what: str = "model") -> str:
 def load_parts(job: Job) -> Parts:
     recipe = job.recipe
     job.display.phase("loading prompts and models")
-    prompts = load_prompts(recipe.data, folder=job.loaded.path.parent, seed=recipe.seed)
+    model_path = _student_path(job)
+    prompts = load_prompts(
+        recipe.data, folder=job.loaded.path.parent, seed=recipe.seed, code=_code_reader(job, model_path)
+    )
     require(prompts, recipe.training.prompts_per_step)
     if job.world.is_main:
         same_data(job.folder, prompts.fingerprint)
     chunk = recipe.objective.chunk_megabytes if isinstance(recipe, DistillRecipe) else 64
     student = load_student(
         recipe.student,
-        model_path=_student_path(job),
+        model_path=model_path,
         seed=recipe.seed,
         chunk_bytes=chunk << 20,
         device=job.accelerator.device,
@@ -153,9 +158,35 @@ def _student_path(job: Job) -> str:
         return resolve(job, model)
     folder = job.folder / "initial"
     if job.world.is_main and not folder.exists():
-        create_model(model, job.recipe.seed, folder)
+        create_model(model, job.recipe.seed, folder, _texts_to_learn_from(job, model))
     job.world.wait()
     return str(folder)
+
+
+def _texts_to_learn_from(job: Job, model: NewModel) -> Iterator[str]:
+    """What a new model's tokenizer is learned from: a codebase's training side."""
+    if model.tokenizer != "characters":
+        opened = open_codebase(model.tokenizer.of, _shelf(job))
+        yield from (file.text for file in opened.code.files if file.path in opened.split.train)
+
+
+def _code_reader(job: Job, model_path: str) -> Reader | None:
+    """What reads codebases, where a source is of that kind: prompts are packed by the student's own tokens."""
+    recipe = job.recipe
+    if not any(isinstance(source, CodebaseSource) for source in recipe.data.sources.values()):
+        return None
+    tokenizer = load_tokenizer(model_path, name="student", revision=recipe.student.revision)
+    return Reader(
+        own=recipe.source,
+        shelf=_shelf(job),
+        count=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        prompt_tokens=recipe.data.max_prompt_tokens,
+        fim=fim_of(tokenizer),
+    )
+
+
+def _shelf(job: Job) -> Shelf:
+    return Shelf(job.loaded.path.parent, cache_file())
 
 
 def build_loop(job: Job, parts: Parts) -> Loop:

@@ -1,19 +1,20 @@
-"""Small causal LMs with random weights and a tokenizer of characters: what a recipe trains without a download.
+"""Small causal LMs with random weights and a tokenizer: what a recipe trains without a download.
 
-Everything is a pure function of (shape, seed). The tokenizer has one token per printable ASCII character and 256 byte
-tokens for the rest, so that every text comes back exactly.
+Everything is a pure function of (shape, seed), and for a tokenizer that is learned of the texts. One of characters has
+a token per printable ASCII character and 256 byte tokens for the rest; in either every text comes back exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer, decoders
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from transformers import (
     DeepseekV4Config,
     Gemma2Config,
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 PAD, END = "<pad>", "<|end|>"
 ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+FILL_IN_THE_MIDDLE = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+# Line ends alone, so that an answer of one line ends with a token of its own; indentation in one piece, but for the
+# space that a word takes along; digits one by one.
+CODE_PIECES = r"\n|[ \t]+(?=[ \t]\S)|[ \t]+(?=\n)|[ _]?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9_]+|_+|\s"
 CHARACTERS = [chr(code) for code in range(0x20, 0x7F)] + ["\n", "\t"]
 
 # Only the assistant's turn is closed by the end token: it is the one a model has to learn to end.
@@ -67,13 +72,44 @@ def characters_tokenizer(context: int) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(shape: NewModel, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """An fp32 model with weights drawn from `seed`, and its tokenizer.
+def code_tokenizer(texts: Iterable[str], size: int, context: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of `size` entries learned from `texts`: pad, end, three roles, three tokens to fill in the middle
+    with, 256 bytes, merges. Decoding an encoded text gives the same text."""
+    special = [PAD, END, *ROLE_TOKENS.values(), *FILL_IN_THE_MIDDLE]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(CODE_PIECES), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=size,
+        special_tokens=[AddedToken(token, special=True) for token in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        extra_special_tokens=special[2:],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(shape: NewModel, seed: int, texts: Iterable[str] = ()) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """An fp32 model with weights drawn from `seed`, and its tokenizer. texts: what a code tokenizer is learned from.
 
     Raises:
         ModelError: the shape does not divide into heads.
     """
-    tokenizer = characters_tokenizer(shape.context)
+    chosen = shape.tokenizer
+    if chosen == "characters":
+        tokenizer = characters_tokenizer(shape.context)
+    else:
+        tokenizer = code_tokenizer(texts, chosen.size, shape.context)
     return model_from_config(model_config(shape, len(tokenizer)), tokenizer, seed), tokenizer
 
 
@@ -102,9 +138,9 @@ def model_from_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFa
     return model.eval()
 
 
-def create_model(shape: NewModel, seed: int, folder: Path) -> None:
+def create_model(shape: NewModel, seed: int, folder: Path, texts: Iterable[str] = ()) -> None:
     """Writes the model and its tokenizer to `folder`, as `from_pretrained` reads them; whole or not at all."""
-    model, tokenizer = new_model(shape, seed)
+    model, tokenizer = new_model(shape, seed, texts)
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -18,8 +18,10 @@ from typing import Any, overload
 import numpy as np
 
 from pipeline.checkers import last_number
+from pipeline.codebase import types
+from pipeline.codebase.source import Reader, checker_of, examples_of
 from pipeline.errors import DataError
-from pipeline.recipe import Data, DatasetSource, Source, TaskSource
+from pipeline.recipe import CodebaseSource, Data, DatasetSource, Source, TaskSource
 from pipeline.tables import Example, find_layout, open_table, reader
 from pipeline.types import Prompt
 from teachers.types import Chat, Conversation, Message, RawText
@@ -88,36 +90,43 @@ class _Scan:
     digest: bytes
 
 
-def load_prompts(data: Data, *, folder: Path, seed: int) -> PromptSets:
-    """Every source's prompts. `folder` is the recipe's, for relative paths; `seed` moves generated tasks only.
+def load_prompts(data: Data, *, folder: Path, seed: int, code: Reader | None = None) -> PromptSets:
+    """Every source's prompts. `folder` is the recipe's, for relative paths; `seed` moves generated tasks only; `code`
+    reads codebases, for recipes that have sources of that kind. A source of weight 0 has no training side.
 
     Raises DataError: see `tables`; too few rows to hold any out and train on the rest; an unknown task.
     """
-    scans = {
-        name: _scan_tasks(source, name, data.held_out, folder, seed)
-        if isinstance(source, TaskSource)
-        else _scan_table(source, name, data.held_out, folder)
-        for name, source in data.sources.items()
-    }
-    hidden = {text_key(prompt.conversation, prompt.reference) for scan in scans.values() for prompt in scan.held_out}
+
+    def scan(name: str, source: Source) -> _Scan:
+        if isinstance(source, TaskSource):
+            return _scan_tasks(source, name, data.held_out, folder, seed)
+        if isinstance(source, DatasetSource):
+            return _scan_table(source, name, data.held_out, folder)
+        assert code is not None
+        return _scan_code(source, name, data.held_out, folder, code)
+
+    scans = {name: scan(name, source) for name, source in data.sources.items()}
+    hidden = {text_key(prompt.conversation, prompt.reference) for found in scans.values() for prompt in found.held_out}
     train: dict[str, Rows] = {}
-    for name, scan in scans.items():
-        kept = [place for place, key in enumerate(scan.keys) if key not in hidden]
+    for name, found in scans.items():
+        if data.sources[name].weight == 0:
+            continue
+        kept = [place for place, key in enumerate(found.keys) if key not in hidden]
         if not kept:
             raise DataError(
-                f"data.sources.{name} has no training prompts left: {len(set(scan.keys))} distinct prompts, "
+                f"data.sources.{name} has no training prompts left: {len(set(found.keys))} distinct prompts, "
                 f"data.held_out is {data.held_out}; lower data.held_out or give more rows"
             )
         train[name] = Rows(
-            scan.prompt_at, [scan.numbers[place] for place in kept], [scan.sizes[place] for place in kept]
+            found.prompt_at, [found.numbers[place] for place in kept], [found.sizes[place] for place in kept]
         )
     return PromptSets(
         MappingProxyType(train),
         MappingProxyType(_by_domain(scans)),
         MappingProxyType({name: source.weight for name, source in data.sources.items()}),
-        MappingProxyType({name: scan.dropped for name, scan in scans.items()}),
+        MappingProxyType({name: found.dropped for name, found in scans.items()}),
         _hash(
-            [str(data.held_out), *(part for name, scan in scans.items() for part in (name, scan.digest.hex()))], 16
+            [str(data.held_out), *(part for name, found in scans.items() for part in (name, found.digest.hex()))], 16
         ).hex(),
     )
 
@@ -254,6 +263,26 @@ def _scan_tasks(source: TaskSource, name: str, held_out: int, folder: Path, seed
     sizes = _sizes(distinct)
     digest = _hash([*ids, *(prompt.prompt_id for prompt in hidden)], 16)
     return _Scan(distinct.__getitem__, range(len(ids)), ids, keys, sizes, hidden, source.count - len(ids), digest)
+
+
+def _scan_code(source: CodebaseSource, name: str, held_out: int, folder: Path, reader: Reader) -> _Scan:
+    """Its split keeps the sides apart, by file and not by a prompt's words; what has the same words is left out too."""
+    found = examples_of(source, name, held_out, reader)
+
+    def prompts(examples: Sequence[types.Example]) -> dict[str, Prompt]:
+        made = {}
+        for each in examples:
+            example = Example(each.conversation, each.reference, source.domain, each.retrieved)
+            prompt = _prompt(example, source, name, _checker_path(checker_of(source, each), folder))
+            made[prompt.prompt_id] = replace(prompt, grading=each.grading)
+        return made
+
+    hidden = tuple(prompts(found.held_out).values())
+    distinct = tuple(prompts(found.train).values())
+    ids = [prompt.prompt_id for prompt in distinct]
+    keys = [text_key(prompt.conversation, prompt.reference) for prompt in distinct]
+    dropped = len(found.train) - len(distinct)
+    return _Scan(distinct.__getitem__, range(len(ids)), ids, keys, _sizes(distinct), hidden, dropped, found.digest)
 
 
 def _row_dicts(table: Any) -> Iterator[dict[str, Any]]:

@@ -34,7 +34,39 @@ TextList = Annotated[tuple[str, ...], Field(min_length=1), AsTuple]
 TextOrList = Annotated[Annotated[str, Tag("text")] | Annotated[TextList, Tag("list")], _text_or("list")]
 
 
+# ---- code ----
+
+
+class Codebase(Section):
+    """A repository or a folder of source code: what is read of it, and what is held out."""
+
+    path: str = Field(min_length=1, description="a folder, or package:NAME for an installed Python package")
+    include: TextList = Field(("**",), description="paths that may be read, as patterns")
+    exclude: tuple[str, ...] = Field((), description="paths that are left out, as patterns")
+    languages: tuple[Language, ...] = Field((), description="default: all that can be read")
+    licences: tuple[str, ...] = Field((), description="SPDX names; default: any, and files without one")
+    largest_kilobytes: Positive = Field(512, description="a larger file is left out")
+    commits: int = Field(0, ge=0, description="of the history, the newest first; 0: none")
+    split: Literal["file", "module", "time"] = Field("file", description="what never stands on both sides")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="the share of files, modules or commits")
+    tests: RepositorySuite | None = Field(None, description="how its tests run; default: answers are not run")
+
+
 # ---- the student ----
+
+
+class CodeTokenizer(Section):
+    """Byte pairs learned from code: every text comes back exactly, a line's end is a token of its own, and there are
+    tokens to fill in the middle with."""
+
+    kind: Literal["code"]
+    size: Annotated[int, Field(ge=512)] = Field(4096, description="entries of the vocabulary")
+    of: Codebase = Field(description="what the pairs are learned from", examples=["{path: package:stdlib}"])
+
+
+Tokenizer = Annotated[
+    Annotated[Literal["characters"], Tag("text")] | Annotated[CodeTokenizer, Tag("code")], _text_or("code")
+]
 
 
 class NewModel(Section):
@@ -45,7 +77,7 @@ class NewModel(Section):
     layers: Positive = 4
     heads: Positive = 4
     context: Positive = 512
-    tokenizer: Literal["characters"] = "characters"
+    tokenizer: Tokenizer = "characters"
 
 
 class Lora(Section):
@@ -105,13 +137,16 @@ Checker = Annotated[
 
 
 class SourceBase(Section):
-    weight: Weight = 1.0
-    checker: Checker = Field("exact", examples=["exact", "numeric", "none", "checks.py:judge"])
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="0: its held-out prompts are measured, no more")
     private: bool = False
+
+
+AnyChecker = Annotated[Checker, Field(examples=["exact", "numeric", "none", "checks.py:judge"])]
 
 
 class DatasetSource(SourceBase):
     kind: Literal["dataset"]
+    checker: AnyChecker = "exact"
     path: str = Field(min_length=1, description="hub name, or a local jsonl, json, parquet or csv file")
     config: str | None = None
     split: str = "train"
@@ -122,21 +157,6 @@ class DatasetSource(SourceBase):
     limit: Positive | None = None
 
 
-class Codebase(Section):
-    """A repository or a folder of source code: what is read of it, and what is held out."""
-
-    path: str = Field(min_length=1, description="a folder, or package:NAME for an installed Python package")
-    include: TextList = Field(("**",), description="paths that may be read, as patterns")
-    exclude: tuple[str, ...] = Field((), description="paths that are left out, as patterns")
-    languages: tuple[Language, ...] = Field((), description="default: all that can be read")
-    licences: tuple[str, ...] = Field((), description="SPDX names; default: any, and files without one")
-    largest_kilobytes: Positive = Field(512, description="a larger file is left out")
-    commits: int = Field(0, ge=0, description="of the history, the newest first; 0: none")
-    split: Literal["file", "module", "time"] = Field("file", description="what never stands on both sides")
-    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="the share of files, modules or commits")
-    tests: RepositorySuite | None = Field(None, description="how its tests run; default: answers are not run")
-
-
 class CodebaseSource(SourceBase):
     """One task over a codebase. Its source is private unless the recipe says otherwise."""
 
@@ -144,8 +164,13 @@ class CodebaseSource(SourceBase):
     task: TaskName
     of: Codebase | None = Field(None, description="another codebase than the recipe's `source`")
     count: Positive = Field(20_000, description="places at most, spread over the files")
-    retrieved_tokens: int = Field(0, ge=0, description="of the prompt, for code from other files; 0: the file alone")
+    retrieved_tokens: int = Field(0, ge=0, description="for code from other files that belongs to the place")
+    shows: Literal["file", "retrieved"] = Field(
+        "file",
+        description="retrieved: that code stands in the prompt; file: only teachers that see `privileged` see it",
+    )
     reference_tokens: Positive = Field(128, description="a place whose answer is longer is left out")
+    checker: Checker | None = Field(None, description="default: the task's own; tests, where they can be run")
     private: bool = True
     as_chat: bool = Field(False, description="true: a conversation, for students that were trained on them")
     domain: Name | None = Field(None, description="default: the source's own name")
@@ -153,6 +178,7 @@ class CodebaseSource(SourceBase):
 
 class TaskSource(SourceBase):
     kind: Literal["tasks"]
+    checker: AnyChecker = "exact"
     task: Name = Field(description="a generated task, see pipeline.tasks; its name is the domain")
     count: Positive = 20_000
     as_chat: bool = True
@@ -429,11 +455,17 @@ class Training(Section):
     keep_checkpoints: Positive = 2
 
 
+Measure = Literal["loss", "similarity"]
+
+
 class Evaluation(Section):
     every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
     prompts_per_domain: Positive = 100
     samples: Positive = Field(1, description="answers to each prompt: 1, greedy; more are sampled, and give pass@k")
     max_new_tokens: Positive | None = Field(None, description="default: the rollout's")
+    measures: tuple[Measure, ...] = Field(
+        (), description="beside the score, against the references: loss (nats per token), similarity (edit similarity)"
+    )
 
 
 class Prepare(Section):
@@ -443,7 +475,7 @@ class Prepare(Section):
     set: dict[str, Any] = Field(default_factory=dict)
 
 
-Comparison = Literal["parameter_average", "sft_on_teacher_samples"]
+Comparison = Literal["parameter_average", "sft_on_teacher_samples", "sft_on_code", "base_with_context"]
 
 
 class RecipeBase(Section):

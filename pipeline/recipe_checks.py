@@ -30,7 +30,7 @@ def disagreements(data: Mapping[str, Any], prepared: Collection[str] = ()) -> li
     prepared: names of results that an enclosing recipe has prepared before this one.
     """
     known = [*section_of(data, "prepare"), *prepared]
-    checks = (_tasks, _teacher_names, _pool, _domains, _writers, _temperatures, _alone, _choices)
+    checks = (_tasks, _codebases, _teacher_names, _pool, _domains, _writers, _temperatures, _alone, _choices)
     return [*_prepared(data, known), *(finding for check in checks for finding in check(data))]
 
 
@@ -51,9 +51,28 @@ def _one_of(kind: str, names: Mapping[str, Any]) -> str:
 def _tasks(data: Mapping[str, Any]) -> Iterator[Finding]:
     for name, source in section_of(data, "data", "sources").items():
         task = section_of(source).get("task")
-        if isinstance(task, str) and task not in DOMAINS:
+        if section_of(source).get("kind") == "tasks" and isinstance(task, str) and task not in DOMAINS:
             text = f"no task is called {task!r}{did_you_mean(task, DOMAINS)}; {_one_of('the tasks', DOMAINS)}"
             yield ("data", "sources", name, "task"), text
+
+
+def _codebases(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """Sources of kind codebase have one to read; and something is trained on."""
+    sources = section_of(data, "data", "sources")
+    own = [
+        name
+        for name, source in sources.items()
+        if section_of(source).get("kind") == "codebase" and section_of(source).get("of") is None
+    ]
+    if own and data.get("source") is None:
+        yield (
+            ("data", "sources", own[0]),
+            "it reads the recipe's codebase; add source: {path: …}, or give it its own `of`",
+        )
+    if not own and "sft_on_code" in (data.get("compare") or ()):
+        yield ("compare",), "sft_on_code needs a source of kind codebase on the recipe's `source`; leave it out"
+    if sources and all(section_of(source).get("weight") == 0 for source in sources.values()):
+        yield ("data", "sources"), "every source has weight 0, so none is trained on; give one a weight"
 
 
 def source_domains(data: Mapping[str, Any]) -> dict[str, Key] | None:
@@ -63,7 +82,8 @@ def source_domains(data: Mapping[str, Any]) -> dict[str, Key] | None:
         source = section_of(value)
         if section_of(source, "columns").get("domain") is not None:
             return None
-        key = next((key for key in ("task", "domain") if isinstance(source.get(key), str)), None)
+        named = ("domain",) if source.get("kind") == "codebase" else ("task", "domain")
+        key = next((key for key in named if isinstance(source.get(key), str)), None)
         if key == "task" and source[key] not in DOMAINS:
             return None
         path: Key = ("data", "sources", name, key) if key else ("data", "sources", name)

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from pipeline.errors import RecipeError
 from pipeline.files import write_text
 from pipeline.recipe import DistillRecipe, Recipe, RecipeBase, SftRecipe
-from pipeline.recipe_checks import disagreements, prepared_name
+from pipeline.recipe_checks import disagreements, prepared_name, section_of
 from pipeline.recipe_paths import resolve_paths, shown
 from pipeline.recipe_problems import problems_of
 from pipeline.yaml_lines import Key, read_yaml
@@ -121,8 +121,15 @@ class _Reading:
     problems: list[str]
 
 
-def _read(path: Path, overrides: Sequence[_Override], above: tuple[Path, ...], known: tuple[str, ...]) -> _Reading:
-    """above: the recipes that prepare this one, outermost first. known: what they have prepared before it."""
+def _read(
+    path: Path,
+    overrides: Sequence[_Override],
+    above: tuple[Path, ...],
+    known: tuple[str, ...],
+    source: _Override | None = None,
+) -> _Reading:
+    """above: the recipes that prepare this one, outermost first. known: what they have prepared before it. source:
+    their codebase, which is this recipe's too unless it is set for it."""
     file = Path(os.path.abspath(path))
     name = shown(path)
     text = _text(path)
@@ -138,11 +145,14 @@ def _read(path: Path, overrides: Sequence[_Override], above: tuple[Path, ...], k
             problems = [_line(f"{name}:1", (), f"{what}; begin with method: distill, student: and data:")]
         return _Reading(None, None, problems)
     data = document.data
+    if source is not None and _reads_code(data):
+        overrides = [source, *overrides]
     for override in overrides:
         problem = override.problem or _set(data, positions, override)
         problems += [_line(override.position.where, (), problem)] if problem else []
     found = [*resolve_paths(data, lambda key: _position(positions, key).folders), *disagreements(data, known)]
-    prepared, inner = _prepare(data, positions, (*above, file), known)
+    own = _Override(("source",), data["source"], _position(positions, ("source",))) if data.get("source") else source
+    prepared, inner = _prepare(data, positions, (*above, file), known, own)
     recipe: SftRecipe | DistillRecipe | None = None
     try:
         recipe = _ADAPTER.validate_json(json.dumps(data), strict=True, context={"prepared": known})
@@ -153,6 +163,12 @@ def _read(path: Path, overrides: Sequence[_Override], above: tuple[Path, ...], k
     if problems or recipe is None:
         return _Reading(None, data, problems)
     return _Reading(LoadedRecipe(recipe, path, recipe.model_dump(mode="json"), positions, prepared), data, [])
+
+
+def _reads_code(data: Mapping[str, Any]) -> bool:
+    """Whether a source reads the recipe's own codebase."""
+    sources = section_of(data, "data", "sources").values()
+    return any(section_of(source).get("kind") == "codebase" and not section_of(source).get("of") for source in sources)
 
 
 @dataclass(frozen=True)
@@ -241,7 +257,11 @@ def _set(data: dict[str, Any], positions: dict[Key, Position], override: _Overri
 
 
 def _prepare(
-    data: dict[str, Any], positions: Mapping[Key, Position], chain: tuple[Path, ...], known: tuple[str, ...]
+    data: dict[str, Any],
+    positions: Mapping[Key, Position],
+    chain: tuple[Path, ...],
+    known: tuple[str, ...],
+    source: _Override | None,
 ) -> tuple[dict[str, LoadedRecipe], list[str]]:
     """Load what stands under `prepare`, each with the names of those before it; paths in `set` become absolute."""
     prepared: dict[str, LoadedRecipe] = {}
@@ -258,7 +278,8 @@ def _prepare(
             problems.append(_line(_located(positions, (*key, "recipe")), (), f"recipes in a circle: {names}; break it"))
             continue
         overrides = [_setting(positions, (*key, "set", dotted), value) for dotted, value in settings.items()]
-        reading = _read(Path(file), overrides, chain, known)
+        passed_on = None if source is None else replace(source, value=deepcopy(source.value))
+        reading = _read(Path(file), overrides, chain, known, passed_on)
         problems += reading.problems
         known = (*known, name)
         if reading.loaded is not None:

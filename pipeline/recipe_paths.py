@@ -16,6 +16,7 @@ from pipeline.recipe_problems import any_of, did_you_mean
 from pipeline.yaml_lines import Key
 from teachers.config import RUBRICS, is_text
 
+PACKAGE = "package:"  # an installed Python package instead of a folder
 _DATA_FILE = re.compile(r"\.(jsonl|json|parquet|csv)(\.gz)?$")
 _IN_FILE = re.compile(r"(.+\.py):(\w+)$")
 # What a name in a file is, how it is defined, and what to write.
@@ -55,8 +56,9 @@ def _paths(data: dict[str, Any]) -> Iterator[tuple[Key, str]]:
     yield from ((key, value) for key, value in model_keys(data) if prepared_name(value) is None)
     keys: list[Key] = [("student", "chat_template")]
     keys += [("prepare", name, "recipe") for name in section_of(data, "prepare")]
+    keys += [("source", "path"), ("student", "model", "tokenizer", "of", "path")]
     for name in section_of(data, "data", "sources"):
-        keys += [("data", "sources", name, "path"), ("data", "sources", name, "checker")]
+        keys += [("data", "sources", name, *key) for key in (("path",), ("checker",), ("of", "path"))]
     for name in section_of(data, "teachers"):
         keys += [("teachers", name, key) for key in ("instructions", "rubric", "use")]
         keys += [("teachers", name, "check", key) for key in ("file", "files", "checker")]
@@ -74,6 +76,10 @@ def _resolved(key: Key, value: str, folders: Folders) -> tuple[str, str]:
         return value, ""
     found = _find(value, folders)
     match key[-1]:
+        case "path" if key[-2] in ("source", "of"):
+            what, wanted = "folder", not value.startswith(PACKAGE)
+            if found is not None and not found.is_dir():
+                return value, f"{value} is a file; name the folder of the code"
         case "path":
             what, wanted = "data file", _looks_local(value) or _DATA_FILE.search(value) is not None
         case "rubric" if value in RUBRICS:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline import assess, bill
 from pipeline import checkpoint as checkpoints
-from pipeline.comparisons import sft_recipe
+from pipeline.comparisons import sft_recipes
 from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.files import read_lines
@@ -128,19 +128,20 @@ def _restored(job: Job, loop: Loop) -> State:
 
 
 def _compared(job: Job, parts: Parts, state: State) -> dict[str, assess.Scores]:
-    """Runs the supervised baseline that the recipe asks for, at as many training tokens as the student had."""
+    """Runs the supervised baselines that the recipe asks for, at as many training tokens as the student had."""
     recipe = job.recipe
-    if not isinstance(recipe, DistillRecipe) or "sft_on_teacher_samples" not in recipe.compare:
+    if not isinstance(recipe, DistillRecipe):
         return {}
-    name = "sft_on_teacher_samples"
-    folder = job.folder / "compare" / name
-    inner = sft_recipe(recipe, state.tokens, state.mix.drawn)
-    loaded = replace(job.loaded, recipe=inner, data=inner.model_dump(mode="json"), prepared={})
-    with job.display.nested(name):
-        going_on = status(folder) is not None
-        _run(loaded, folder, job.prepared, resume=going_on, extend=False, display=job.display)
-    reached = checkpoints.newest_step(folder / "checkpoints")
-    return {name: assess.read(folder, f"student-{reached:06d}")}
+    scores = {}
+    for name, inner in sft_recipes(recipe, state.tokens, state.mix.drawn).items():
+        folder = job.folder / "compare" / name
+        loaded = replace(job.loaded, recipe=inner, data=inner.model_dump(mode="json"), prepared={})
+        with job.display.nested(name):
+            going_on = status(folder) is not None
+            _run(loaded, folder, job.prepared, resume=going_on, extend=False, display=job.display)
+        reached = checkpoints.newest_step(folder / "checkpoints")
+        scores[name] = assess.read(folder, f"student-{reached:06d}")
+    return scores
 
 
 def require_lawful(loaded: LoadedRecipe, display: Display) -> None:

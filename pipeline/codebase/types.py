@@ -15,10 +15,11 @@ from teachers.types import Conversation
 
 Language = Literal["python", "javascript", "typescript", "go", "rust", "java", "c", "cpp"]
 
-# Why a file is not used. `outside`: a link that leaves the tree. `untracked`: git ignores it or does not know it.
+# Why a file is not used. `outside`: a link that leaves the tree; `link`: one that stays, whose target is read itself.
+# `untracked`: git ignores it or does not know it. A path that ends in a slash is a whole folder, counted as one.
 Reason = Literal[
-    "binary", "empty", "excluded", "generated", "licence", "minified", "notebook", "outside", "submodule", "too_large",
-    "undecodable", "unknown_language", "unparsable", "unreadable", "untracked", "vendored",
+    "binary", "empty", "excluded", "generated", "licence", "link", "minified", "notebook", "outside", "submodule",
+    "too_large", "undecodable", "unknown_language", "unparsable", "unreadable", "untracked", "vendored",
 ]  # fmt: skip
 
 SymbolKind = Literal["function", "method", "class"]

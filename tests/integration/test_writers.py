@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.comparisons import average, sft_recipe
+from pipeline.comparisons import average, sft_recipes
 from pipeline.errors import DataError
 from pipeline.recipe import DistillRecipe
 from pipeline.recipe_file import load_recipe
@@ -105,9 +105,10 @@ def test_the_average_of_adapters_is_that_of_the_merged_models(lm: CausalLM, tmp_
 
 
 def test_the_supervised_baseline_has_as_many_tokens(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", distill_settings(tmp_path))).recipe
+    settings = {**distill_settings(tmp_path), "compare": ["sft_on_teacher_samples"]}
+    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", settings)).recipe
     assert isinstance(recipe, DistillRecipe)
-    baseline = sft_recipe(recipe, tokens=1000, drawn=dict.fromkeys(recipe.data.sources, 30))
+    (baseline,) = sft_recipes(recipe, tokens=1000, drawn=dict.fromkeys(recipe.data.sources, 30)).values()
     assert baseline.tokens == 1000
     assert baseline.training.steps * baseline.training.prompts_per_step >= 1000
     assert baseline.student == recipe.student
