@@ -647,9 +647,8 @@ def test_a_cache_is_its_owners_alone_and_holds_neither_secrets_nor_what_was_remo
     secret = "AK" + "IA" + "ABCDEFGH23456789"
     write(tmp_path / "r", {"a.py": f"key = '{secret}'\n", "b.py": "unmistakable = 1\n"})
     cache = tmp_path / "new/cache"
-    os.umask(before := os.umask(0))
+    before = os.umask(0)
     try:
-        os.umask(0)
         read(tmp_path / "r", cache=cache)
     finally:
         os.umask(before)
