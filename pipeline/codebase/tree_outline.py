@@ -33,11 +33,13 @@ def tree_outline(text: str, language: Language) -> Outline | None:
 
 def _parsed(data: bytes, rules: Rules) -> Tree | None:
     """By the first of its grammars that finds no error, else by the one that finds the least."""
+    grammars = [load_grammar(module, function) for module, function in rules.parsers]
+
     from tree_sitter import Parser
 
     best, least = None, _MOST_ERRORS * len(data)
-    for module, function in rules.parsers:
-        tree = Parser(load_grammar(module, function)).parse(data)
+    for grammar in grammars:
+        tree = Parser(grammar).parse(data)
         if not tree.root_node.has_error:
             return tree
         errors = _bytes_in_errors(tree.root_node)

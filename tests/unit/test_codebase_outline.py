@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import random
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import networkx
@@ -26,12 +29,13 @@ import os, os.path as p; from . import (a,
 from ..deep.er import *
 
 é = "🙂"; ü = 2;  x = 3; y = (z := 5)
-@property  # @ not this one
-@(  # @ nor this: one
+@(  # not @ this: one
+    # nor @ this
     functools . wraps
 )
+@property  # @ nor this one
 async def über(self, größe: "a:b" = {1: 2}, /, *, k=(lambda: 1), **kw) -> (  # :
-    dict[str, int]
+    dict[str, int]  # a: b
 ):  # noqa: E501
     # about : what follows
     r"""Sagt \\d "über" — 🙂."""
@@ -48,7 +52,7 @@ async def über(self, größe: "a:b" = {1: 2}, /, *, k=(lambda: 1), **kw) -> (  
 def one(): return 1
 def two(): "only a docstring"
 def three(): "é"; x = "é"; return x;
-class Outer(Base, metaclass = Meta): # c: d
+class Outer(Base, metaclass = META["x:y"]): # c: d
 \tclass Inner:
 \t\tdef method(self): ...
 \tif True:
@@ -99,7 +103,7 @@ def check(text: str) -> Outline:
 def assert_nested(spans: list[Span]) -> None:
     """In order, outer before inner, and never half in one another."""
     open_until: list[int] = []
-    for before, span in zip([Span(-1, -1), *spans], spans, strict=False):
+    for before, span in pairwise([Span(-1, -1), *spans]):
         assert before.start < span.start < span.end
         while open_until and open_until[-1] <= span.start:
             open_until.pop()
@@ -115,7 +119,7 @@ def check_symbol(symbol: Symbol, text: str, statements: dict[int, Span]) -> None
     assert symbol.path.split(".")[-1] == symbol.name
     parts = [head, *(part for part in (symbol.docstring, symbol.body) if part is not None)]
     assert len(parts) > 1
-    for before, part in zip(parts, parts[1:], strict=False):
+    for before, part in pairwise(parts):
         assert before.end <= part.start
         between = text[before.end : part.start]
         assert all(not line.strip("; \t\f\\") or line.strip().startswith("#") for line in between.split("\n"))
@@ -211,3 +215,161 @@ def test_every_file_of_networkx() -> None:
 def test_statements_parse_again_alone(paths: list[Path]) -> None:
     for text in texts(paths):
         check_against_ast(text)
+
+
+# ---- all that the syntax can hold ----
+
+
+def cut(span: Span | None, text: str = MESSY) -> str | None:
+    return None if span is None else text[slice(*span)]
+
+
+def test_a_messy_file_is_what_ast_says() -> None:
+    check_against_ast(MESSY)
+
+
+def test_paths_and_kinds() -> None:
+    assert [f"{symbol.kind} {symbol.path}" for symbol in check(MESSY).symbols] == [
+        "function über",
+        "function one",
+        "function two",
+        "function three",
+        "class Outer",
+        "class Outer.Inner",
+        "method Outer.Inner.method",
+        "method Outer.f",
+        "method Outer.f",
+        "method Outer.f",
+        "function Outer.f.nested",
+    ]
+
+
+def test_parts_of_symbols() -> None:
+    found = {symbol.path: symbol for symbol in check(MESSY).symbols}
+    decorated = found["über"]
+    assert (cut(decorated.whole) or "").startswith(
+        "@(  # not @ this: one\n    # nor @ this\n    functools . wraps\n)\n@property"
+    )
+    assert (cut(decorated.head) or "").endswith("-> (  # :\n    dict[str, int]  # a: b\n):")
+    assert cut(decorated.docstring) == 'r"""Sagt \\d "über" — 🙂."""'
+    assert (cut(decorated.body) or "").startswith("if (n := größe) > 1: return self.graph.añadir(n)\n    elif n: pass")
+    assert decorated.calls == ("größe", "self", "graph", "añadir", "n", "kw", "name", "rest", "ValueError")
+    assert [cut(part) for part in (found["one"].head, found["one"].body)] == ["def one():", "return 1"]
+    assert (found["two"].body, cut(found["two"].docstring)) == (None, '"only a docstring"')
+    assert cut(found["three"].body) == 'x = "é"; return x'
+    assert cut(found["Outer"].head) == 'class Outer(Base, metaclass = META["x:y"]):'
+    assert found["Outer.f.nested"].calls == ("Inner", "method", "x", "last")
+
+
+def test_imports() -> None:
+    found = check(MESSY).imports
+    assert [(each.module, each.name, each.level) for each in found] == [
+        ("os", None, 0),
+        ("os.path", None, 0),
+        ("", "a", 1),
+        ("", "b", 1),
+        ("deep.er", "*", 2),
+    ]
+    assert [cut(each.span) for each in found[::2]] == [
+        "import os, os.path as p",
+        "from . import (a,\n    b as c)",
+        "from ..deep.er import *",
+    ]
+
+
+def test_an_elif_is_no_statement_of_its_own() -> None:
+    text = "if a:\n    b\nelif c:\n    d\nelse:\n    if e:\n        f\n"
+    assert [cut(span, text) for span in check(text).statements] == [text.strip(), "b", "d", "if e:\n        f", "f"]
+
+
+def test_a_gap_leaves_its_indentation() -> None:
+    """What is cut for fill-in-the-middle begins behind its line's indentation, and `pass` in its place parses."""
+    for text in [MESSY, *texts(NETWORKX[::100])]:
+        for span in check(text).statements:
+            line = text[text.rfind("\n", 0, span.start) + 1 : span.start]
+            assert not line.strip() or line.rstrip()[-1] in ":;"
+            if "__future__" not in text[slice(*span)]:
+                ast.parse(f"{text[: span.start]}pass{text[span.end :]}")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="type parameters are syntax from Python 3.12 on")
+def test_type_parameters() -> None:
+    text = "def f[T: (int, str)](x: T) -> T:\n    return x\nclass A[T: int]:\n    pass\ntype B[T] = list[T]\n"
+    check_against_ast(text)
+    assert [cut(symbol.head, text) for symbol in check(text).symbols] == [text.split("\n")[0], "class A[T: int]:"]
+
+
+@pytest.mark.parametrize("line_end", ["\r\n", "\r"])
+def test_line_ends_of_others_shift_nothing(line_end: str) -> None:
+    text = "def é():\n    '''ü\n    '''\n    return 1\nclass B:\n    x = 2\n".replace("\n", line_end)
+    outline = outline_of(text, "python")
+    assert outline is not None
+    found = [cut(span, text) for span in outline.statements]
+    assert found[2:] == ["return 1", text[text.index("class") :].rstrip(), "x = 2"]
+
+
+def test_a_mark_of_the_encoding_in_front() -> None:
+    outline = outline_of("\ufeffdef é(): return 1\n", "python")
+    assert outline is not None
+    assert (outline.symbols[0].whole, outline.symbols[0].body) == ((1, 18), (10, 18))
+
+
+# ---- what is no Python ----
+
+NO_PYTHON = [
+    *("print 'two'\n", "exec code in d\n", "try:\n  f()\nexcept A, e:\n  pass\n", "def f(:\n", "x = '\ud800'\n", "\0"),
+    *("(" * 50_000, "x = " + "-" * 100_000 + "1", "x" + ".y" * 100_000, "if a:\n" * 10, "'" * 100_001),
+]
+
+
+@pytest.mark.parametrize("text", NO_PYTHON, ids=lambda text: ascii(text[:10]))
+def test_no_python(text: str) -> None:
+    assert outline_of(text, "python") is None
+
+
+LITTLE = ["", "\n", "# only a comment", "\f", "\ufeff", "x = '" + "ü" * 5_000_000 + "'"]
+
+
+@pytest.mark.parametrize("text", LITTLE, ids=lambda text: ascii(text[:10]))
+def test_little(text: str) -> None:
+    outline = outline_of(text, "python")
+    assert outline is not None
+    assert outline.symbols == ()
+    assert len(outline.statements) == ("x" in text)
+
+
+def test_a_chain_of_elif_is_walked() -> None:
+    chain = "if a: f()\n" + "elif b: g()\n" * 700
+    outline = outline_of(chain, "python")
+    assert outline is not None
+    assert len(outline.statements) == 702
+
+
+def test_many_statements_on_a_line_of_wide_characters() -> None:
+    text = "é = 1; " * 20_000
+    outline = outline_of(text, "python")
+    assert outline is not None
+    assert [span.start for span in outline.statements] == list(range(0, len(text), 7))
+
+
+def test_nothing_is_raised_on_what_is_cut_up() -> None:
+    draw = random.Random(0)
+    sources = [MESSY, *texts(NETWORKX[::100])]
+    between = ["", "", "\0", "\ud800", "🙂", "(", "\t", "\f", '"""', "\\\n"]
+    parsed = 0
+    for _ in range(400):
+        lines = draw.choice(sources).splitlines(keepends=True)
+        first = draw.choice([number for number, line in enumerate(lines) if not line[0].isspace()])
+        text = "".join(lines[first : first + draw.randrange(1, 60)])
+        at = draw.randrange(len(text) + 1)
+        text = text[:at] + draw.choice(between) + text[at:]
+        if outline_of(text, "python") is not None:
+            check(text)
+            parsed += 1
+    assert parsed > 20
+
+
+def test_warnings_of_the_parser_stay_inside() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert outline_of("x = '\\d'\n", "python") is not None

@@ -21,8 +21,7 @@ typedef struct {
 } graph_t;
 
 enum kind { DIRECTED, UNDIRECTED };
-typedef union { int i; float f; } number;
-
+typedef union { int i; float f; } number; // no comment of what follows
 int add_edge(graph_t *graph, int from);
 static int (*callback)(int);
 extern int size, other;
