@@ -24,6 +24,7 @@ CHARACTERS_PER_TOKEN = 8  # more than any code has: a body longer than this many
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _WORD = re.compile(r"\w")
+_BLANKS = re.compile(r"\s*")
 
 
 def chance(*parts: str) -> int:
@@ -58,15 +59,15 @@ def lines(file: SourceFile, number: int, room: Room) -> Iterator[Place]:
         ends = [at for at in ends if len(text[at:end].strip()) >= LEAST_REST and _WORD.search(text, at, end)]
         if not ends:
             continue
-        number_ = chance("line", file.path, text[max(0, start - 80) : end])
-        if line in imports and number_ % ONE_IMPORT_IN:
+        drawn = chance("line", file.path, text[max(0, start - 80) : end])
+        if line in imports and drawn % ONE_IMPORT_IN:
             continue
-        at = ends[number_ // ONE_IMPORT_IN % len(ends)]
+        at = ends[drawn // ONE_IMPORT_IN % len(ends)]
         yield Place(number, Span(at, end), symbols.at(at))
 
 
 def _not_code(file: SourceFile, starts: Sequence[int]) -> tuple[set[int], dict[int, int]]:
-    """Lines that a text of several lines touches or that are a text alone; for others, where a comment ends the code."""
+    """Lines that a longer text touches, or that are a text alone; for others, where a comment ends the code."""
     assert file.language is not None
     text = file.text
     closed: set[int] = set()
@@ -203,15 +204,13 @@ def _with_siblings(text: str, span: Span, at: dict[int, Span], count: int) -> Sp
     end = span.end
     column = _column(text, span.start)
     for _ in range(count - 1):
-        start = end + len(text[end:]) - len(text[end:].lstrip()) if end - span.start < MOST_GAP else end
+        blanks = _BLANKS.match(text, end)
+        start = blanks.end() if blanks else end
         following = at.get(start)
         if following is None or "\n" not in text[end:start] or _column(text, start) != column:
             break
         end = following.end
     return Span(span.start, end)
-
-
-MOST_GAP = 20_000  # characters; no room is larger, and looking past it costs
 
 
 def _column(text: str, at: int) -> str:

@@ -9,6 +9,8 @@ from pipeline.codebase.lexis import comment
 from pipeline.codebase.links import outline
 from pipeline.codebase.types import Room, SourceFile, Span
 
+CLOSE_ENOUGH = 0.9  # of the room: a stretch is cut back further anyway, to where a function begins
+
 
 def document_text(file: SourceFile, span: Span) -> str:
     """A stretch as a model sees it: under a line with the file's path."""
@@ -25,12 +27,12 @@ def stretches(file: SourceFile, room: Room) -> Iterator[Span]:
     preferred = _preferred(file, starts)
     bounds = [*starts, len(text)]
 
-    def fits(first: int, last: int) -> bool:
-        return room.count(document_text(file, Span(bounds[first], bounds[last]))) <= room.reference
+    def tokens(first: int, last: int) -> int:
+        return room.count(document_text(file, Span(bounds[first], bounds[last])))
 
     first = 0
     while first < len(starts):
-        last = _furthest(first, len(starts), fits)
+        last = _far(first, bounds, tokens, room.reference)
         if last == first:
             first += 1  # a line that no room holds
             continue
@@ -41,19 +43,24 @@ def stretches(file: SourceFile, room: Room) -> Iterator[Span]:
         first = last
 
 
-def _furthest(first: int, most: int, fits: Callable[[int, int], bool]) -> int:
-    """The last boundary up to which it fits, `first` where not even one line does."""
-    low, step = first, 16
-    while low + step <= most and fits(first, low + step):
-        low, step = low + step, step * 2
-    high = min(low + step, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fits(first, middle):
-            low = middle
+def _far(first: int, bounds: Sequence[int], tokens: Callable[[int, int], int], most: int) -> int:
+    """A boundary up to which it fits, nearly the last, `first` where not even one line does.
+
+    Counting tokens is what takes time, so it is guessed from the characters that a token has had so far.
+    """
+    fits, fails, per_token = first, len(bounds), 4.0
+    while fails - fits > 1:
+        guess = bisect_right(bounds, bounds[first] + int(most * per_token)) - 1
+        guess = min(max(guess, fits + 1), fails - 1)
+        found = tokens(first, guess)
+        if found <= most:
+            fits = guess
+            if found >= most * CLOSE_ENOUGH:
+                break
         else:
-            high = middle
-    return low
+            fails = guess
+        per_token = (bounds[guess] - bounds[first]) / max(found, 1) * (1 + CLOSE_ENOUGH) / 2
+    return fits
 
 
 def _preferred(file: SourceFile, starts: Sequence[int]) -> list[list[int]]:

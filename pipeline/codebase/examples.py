@@ -17,6 +17,7 @@ from pipeline.codebase.types import Code, Example, FillInTheMiddle, Place, Room,
 from teachers.types import RawText
 
 MOST_CALLERS = 16  # of a symbol that is explained
+MOST_TESTS = 32  # files, the nearest
 STUB = "raise NotImplementedError"
 STEPS_TO_TESTS = 3  # a test that calls what calls what calls it
 
@@ -113,7 +114,7 @@ def feature(code: Code, links: Links, place: Place, room: Room) -> Example | Non
 
 
 def explain(code: Code, links: Links, place: Place, room: Room) -> Example | None:
-    """Who calls a symbol: one line each, `path: caller`, sorted. Shown is the symbol alone, so that it must be known."""
+    """Who calls a symbol: one line each, `path: caller`, sorted. Only the symbol itself is shown: it must be known."""
     file, symbol = code.files[place.file], _symbol(code, place)
     here = Ref(place.file, place.symbol)
     others = [ref for ref in links.defined[symbol.name] if not code.files[ref.file].is_test]
@@ -201,4 +202,4 @@ def tests_reaching(links: Links, ref: Ref) -> list[str]:
         seen.update(edge)
         found.update(dict.fromkeys(links.files[each.file].path for each in edge if links.files[each.file].is_test))
         edge = [each for each in dict.fromkeys(edge) if not links.files[each.file].is_test]
-    return list(found)
+    return list(found)[:MOST_TESTS]

@@ -1,8 +1,8 @@
 """Which file imports which, who defines a name, and who calls it: by names, without running or typing anything.
 
 A call is linked to one definition or to none: to the one in the same file, else to what the file imports under that
-name, else to one in an imported file, else to one beside it, else to the only one that there is. A name that many
-files define (`get`, `__init__`) is linked only where the first three tell which.
+name, else to one in an imported file or passed on by an imported package, else to the only one beside it, else to the
+only one that there is. A name that many files define (`get`, `__init__`) is linked only where the first three tell.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from pipeline.codebase.modules import modules_of
 from pipeline.codebase.types import Code, Outline, SourceFile, Symbol
 
+PASSES_ON = ("__init__.py", "index.ts", "index.js", "mod.rs", "lib.rs")
 MOST_DEFINITIONS = 32  # of one name; what more files define says nothing by its name alone
 # What calls are mostly to the language's own: `x.append(…)` is no use of the one `append` of a codebase.
 _KINDS = (dict, list, set, str, bytes, tuple, int, float, object, builtins)
@@ -80,19 +81,20 @@ def links_of(code: Code) -> Links:
     names = {name: tuple(refs) for name, refs in defined.items()}
 
     imports: list[tuple[int, ...]] = []
-    imported: list[Mapping[str, Ref]] = []
+    wanted: list[list[tuple[str, tuple[int, ...]]]] = []
     for number, file in enumerate(code.files):
         targets: dict[int, None] = {}
-        taken: dict[str, Ref] = {}
+        taken_here: list[tuple[str, tuple[int, ...]]] = []
         for each in outline(file).imports:
             found = modules.resolve(number, each)
             targets.update(dict.fromkeys(found))
-            if each.name and found and (ref := _taken(code.files, found, names.get(each.name, ()))):
-                taken[each.name] = ref
+            if each.name and found:
+                taken_here.append((each.name, found))
         imports.append(tuple(targets))
-        imported.append(taken)
-
-    resolver = _Resolver(code.files, imports, imported, names)
+        wanted.append(taken_here)
+    exports = _Exports(code.files, names, wanted)
+    imported = [{name: ref for name, modules_ in each if (ref := exports.taken(modules_, name))} for each in wanted]
+    resolver = _Resolver(code.files, imports, imported, names, exports)
     folders: dict[str, list[int]] = defaultdict(list)
     for number, file in enumerate(code.files):
         folders[dirname(file.path)].append(number)
@@ -107,25 +109,44 @@ def links_of(code: Code) -> Links:
     )
 
 
-def _taken(files: Sequence[SourceFile], modules: Sequence[int], candidates: Sequence[Ref]) -> Ref | None:
-    """What a name imported from these files is: defined in one of them at the outer level, else, where a package only
-    passes it on, in a file under it."""
-    outer = [ref for ref in candidates if _is_outer(files, ref)]
-    for ref in outer:
-        if ref.file in modules:
-            return ref
-    folders = [dirname(files[module].path) for module in modules if files[module].path.endswith("__init__.py")]
-    under = [ref for ref in outer if any(_is_under(files[ref.file].path, folder) for folder in folders)]
-    return next((ref for ref in under if not files[ref.file].is_test), None)
+class _Exports:
+    """What a file gives to those that import from it: what it defines at the outer level, and what it passes on.
 
+    wanted: for each file, the names that it imports and the files they are taken from; "*" for all of them.
+    """
 
-def _is_outer(files: Sequence[SourceFile], ref: Ref) -> bool:
-    symbol = outline(files[ref.file]).symbols[ref.symbol]
-    return symbol.path == symbol.name
+    def __init__(
+        self,
+        files: Sequence[SourceFile],
+        defined: Mapping[str, tuple[Ref, ...]],
+        wanted: Sequence[Sequence[tuple[str, tuple[int, ...]]]],
+    ) -> None:
+        self._outer: list[dict[str, Ref]] = [{} for _ in files]
+        for refs in defined.values():
+            for ref in refs:
+                symbol = outline(files[ref.file]).symbols[ref.symbol]
+                if symbol.path == symbol.name:
+                    self._outer[ref.file].setdefault(symbol.name, ref)
+        self._wanted = wanted
+        self._passes_on = [file.path.endswith(PASSES_ON) for file in files]
+        self._known: dict[tuple[int, str], Ref | None] = {}
 
+    def taken(self, modules: Sequence[int], name: str) -> Ref | None:
+        return next((ref for module in modules if (ref := self._of(module, name))), None)
 
-def _is_under(path: str, folder: str) -> bool:
-    return not folder or path.startswith(f"{folder}/")
+    def of(self, module: int, name: str) -> Ref | None:
+        """What `module.name` is, where the module is a package that passes names on."""
+        return self._of(module, name) if self._passes_on[module] else None
+
+    def _of(self, module: int, name: str) -> Ref | None:
+        if name in self._outer[module]:
+            return self._outer[module][name]
+        key = (module, name)
+        if key not in self._known:
+            self._known[key] = None  # for what imports itself in a circle
+            sources = (files for imported, files in self._wanted[module] if imported in (name, "*"))
+            self._known[key] = next((ref for files in sources if (ref := self.taken(files, name))), None)
+        return self._known[key]
 
 
 class _Resolver:
@@ -137,8 +158,10 @@ class _Resolver:
         imports: Sequence[tuple[int, ...]],
         imported: Sequence[Mapping[str, Ref]],
         defined: Mapping[str, tuple[Ref, ...]],
+        exports: _Exports,
     ) -> None:
         self._files, self._imports, self._imported, self._defined = files, imports, imported, defined
+        self._exports = exports
         self._sets: dict[int, frozenset[int]] = {}
         self._folders = [dirname(file.path) for file in files]
 
@@ -149,15 +172,20 @@ class _Resolver:
         for ref in candidates:
             if ref.file == file:
                 return ref
-        if ref := self._imported[file].get(name):
-            return ref
+        if known := self._imported[file].get(name):
+            return known
         if name in BUILT_IN:
             return None
         if file not in self._sets:
             self._sets[file] = frozenset(self._imports[file])
         near = [ref for ref in candidates if ref.file in self._sets[file]]
-        if near or len(candidates) > MOST_DEFINITIONS:
-            return near[0] if near else None
+        if near:
+            return near[0]
+        for module in self._imports[file]:
+            if found := self._exports.of(module, name):
+                return found
+        if len(candidates) > MOST_DEFINITIONS:
+            return None
         language = self._files[file].language
         rest = [
             ref

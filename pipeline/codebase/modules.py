@@ -10,7 +10,6 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from posixpath import dirname, join, normpath
 
 from pipeline.codebase.types import Import, Language, SourceFile
@@ -135,7 +134,7 @@ class Modules:
         if len(numbers) < 2:
             return numbers
         path = self.files[importer].path
-        return [min(numbers, key=lambda n: (-len(commonprefix([path, self.files[n].path])), self.files[n].path))]
+        return [min(numbers, key=lambda n: (-_together(path, self.files[n].path), self.files[n].path))]
 
 
 def modules_of(files: Sequence[SourceFile], root_name: str) -> Modules:
@@ -157,7 +156,7 @@ def modules_of(files: Sequence[SourceFile], root_name: str) -> Modules:
 
 def _names(path: str, modules: Modules) -> list[str]:
     """A Python file's dotted names: from its topmost package on, and from the codebase's root on."""
-    parts = _parts(path)
+    parts = [part for part in _parts(path) if part != "__init__"]
     folder = dirname(path)
     top = len(path.split("/")) - 1
     while top and join(folder, "__init__.py") in modules.numbers:
@@ -173,6 +172,11 @@ def _parts(path: str) -> list[str]:
     parts = path.split("/")
     parts[-1] = parts[-1].partition(".")[0] or parts[-1]
     return parts[:-1] if parts[-1] in ("__init__", "mod", "index") and len(parts) > 1 else parts
+
+
+def _together(one: str, other: str) -> int:
+    """How many folders two paths share, counted from the root."""
+    return next((n for n, (a, b) in enumerate(zip(one.split("/"), other.split("/"), strict=False)) if a != b), 0)
 
 
 def _alike(one: Sequence[str], other: Sequence[str]) -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
-from os.path import commonprefix
 
 from pipeline.codebase.types import Edit, Span
 
@@ -85,13 +84,19 @@ Replaced = tuple[int, int, int, int]  # lines [start, end) of the old, [start, e
 
 def _changes(before: list[str], after: list[str]) -> list[Replaced] | None:
     """What both share at their ends is set aside first: most changes are small."""
-    head = len(commonprefix([before, after]))
-    tail = len(commonprefix([before[head:][::-1], after[head:][::-1]]))
+    head = _shared(before, after)
+    tail = _shared(before[head:][::-1], after[head:][::-1])
     old, new = before[head : len(before) - tail], after[head : len(after) - tail]
     if max(len(old), len(new)) > MOST_LINES:
         return None
     opcodes = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     return [(a + head, b + head, c + head, d + head) for kind, a, b, c, d in opcodes if kind != "equal"]
+
+
+def _shared(one: list[str], other: list[str]) -> int:
+    """How many lines they begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _hunks(before: list[str], after: list[str], changes: Sequence[Replaced], context: int) -> Iterator[list[str]]:
