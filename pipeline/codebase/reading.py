@@ -17,10 +17,11 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 from pipeline.codebase.classify import cpp_headers, is_document, is_test, language_of, matcher, of_path
+from pipeline.codebase.history import History
 from pipeline.codebase.licences import LICENCE_FILE, is_allowed, licence_of_text
 from pipeline.codebase.listing import Entry, Listing, list_files, locate
 from pipeline.codebase.readings import Outliner, Reading, Wanted, open_shelf, read_chunk, read_file, version_of
-from pipeline.codebase.types import Change, Code, LeftOut, SourceFile
+from pipeline.codebase.types import Code, LeftOut, SourceFile
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
 
@@ -37,14 +38,14 @@ def read_code(
     *,
     folder: Path,
     outline: Outliner,
-    changes: Callable[[Path, int], tuple[Change, ...]],
+    changes: Callable[[Path, Codebase], History],
     advance: Advance | None = None,
     cache: Path | None = None,
 ) -> Code:
     """The codebase that `config` describes.
 
     folder: what its path is relative to. outline: a text's symbols, None where it does not parse; a function at a
-    module's level, since other processes run it. changes: (root, at most) -> the history. advance: (files done, of how
+    module's level, since other processes run it. changes: (root, config) -> the history. advance: (files done, of how
     many). cache: a file that keeps readings, so that only what changed is read again; None: nothing is kept.
     Raises DataError: no such folder, an empty one, none of its files can be used, git cannot read it.
     """
@@ -60,13 +61,15 @@ def read_code(
         common = Counter(each.reason for each in left_out).most_common(3)
         why = ", ".join(f"{reason} {n}" for reason, n in common)
         raise DataError(f"source.path: {config.path} has no file that can be used ({why}): see include and languages")
+    history = changes(listing.root, config) if config.commits else History(())
+    secrets.update(history.secrets)
     return Code(
         root=listing.root,
         revision=listing.revision,
         files=tuple(files),
         left_out=tuple(sorted(left_out, key=lambda each: each.path)),
         secrets=dict(sorted(secrets.items())),
-        changes=changes(listing.root, config.commits) if config.commits else (),
+        changes=history.changes,
     )
 
 

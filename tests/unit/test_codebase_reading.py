@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 
 from pipeline.codebase.classify import cpp_headers, decode, is_test, language_of, matcher
+from pipeline.codebase.history import History
 from pipeline.codebase.licences import LICENCE_FILE, is_allowed, licence_of_text
 from pipeline.codebase.listing import list_files, locate
 from pipeline.codebase.reading import read_code
 from pipeline.codebase.readings import Wanted, read_file
 from pipeline.codebase.summary import summary
-from pipeline.codebase.types import Change, Code, Import, Language, Outline, Span, Symbol
+from pipeline.codebase.types import Code, Import, Language, Outline, Span, Symbol
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
 from tests.repositories import git, make_repository, write
@@ -48,7 +49,7 @@ def deadly_outline(text: str, language: Language) -> Outline | None:
     return line_outline(text, language)
 
 
-def no_changes(root: Path, most: int) -> tuple[Change, ...]:
+def no_changes(root: Path, config: Codebase) -> History:
     raise AssertionError("no history was asked for")
 
 
