@@ -1,4 +1,4 @@
-"""How an answer is judged: equal words, an equal number, or a function in a file of the user's."""
+"""How an answer is judged: equal or similar words, an equal number, tests, or a function in a file of the user's."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ MOST_DIGITS = 200
 def check(checker: str, completion: str, reference: str | None, prompt: Prompt | None = None) -> float | None:
     """The score of `completion` in [0, 1]; None where there is no judging it: checker `none`, or no reference.
 
-    exact: equal after white space is normalised. numeric: equal numbers (`last_number`). python_tests: 1 where the
-    reference's tests pass in the sandbox (`humaneval.py`). `path/to/file.py:function`:
+    exact: equal after white space is normalised. numeric: equal numbers (`last_number`). similarity: see there.
+    python_tests: 1 where the reference's tests pass in the sandbox (`humaneval.py`). repository_tests: 1 where the
+    repository's own do (`teachers/repository_tests.py`), by the prompt's `grading`. `path/to/file.py:function`:
     what `function(completion, reference, prompt)` returns, a bool or a number in [0, 1]; it is called without a
     reference, too. Raises DataError: a reference without a number, a fault in the file, with its line.
     """
@@ -44,10 +45,13 @@ def check(checker: str, completion: str, reference: str | None, prompt: Prompt |
         return None
     if checker == "exact":
         return float(completion.split() == reference.split())
-    if checker == "python_tests":
-        return _run_tests(completion, reference, prompt)
+    if checker == "similarity":
+        return similarity(completion, reference)
+    if checker in ("python_tests", "repository_tests"):
+        return _run_tests(checker, completion, reference, prompt)
     if checker != "numeric":
-        raise DataError(f"unknown checker {checker!r}: choose exact, numeric, python_tests, none or a file.py:function")
+        known = "exact, numeric, similarity, python_tests, repository_tests, none"
+        raise DataError(f"unknown checker {checker!r}: choose {known} or a file.py:function")
     expected = last_number(reference)
     if expected is None:
         where = f"the reference of prompt {prompt.prompt_id} in {prompt.source}" if prompt else "the reference"
@@ -55,15 +59,27 @@ def check(checker: str, completion: str, reference: str | None, prompt: Prompt |
     return float(last_number(completion) == expected)
 
 
-def _run_tests(completion: str, reference: str, prompt: Prompt | None) -> float | None:
+def similarity(completion: str, reference: str) -> float:
+    """Edit similarity: 1 - d / (a + b), where a and b are the lengths in characters without the white space around and
+    d is the fewest characters to insert and delete that make one the other; 1 for two empty texts.
+
+    What CodeXGLUE's completion tasks report (2102.04664, §3.2; their `fuzz.ratio`, over 100).
+    """
+    from rapidfuzz.distance import Indel
+
+    return float(Indel.normalized_similarity(completion.strip(), reference.strip()))
+
+
+def _run_tests(checker: str, completion: str, reference: str, prompt: Prompt | None) -> float | None:
     """None where the tests themselves could not be run."""
-    from pipeline.humaneval import evaluate
-    from teachers.config import Sandbox
+    from pipeline.humaneval import PYTHON_TESTS, evaluate
+    from teachers.config import RepositoryTests, Sandbox
 
     if prompt is None:
-        raise DataError("checker python_tests needs the prompt, whose function the completion goes on with")
+        raise DataError(f"checker {checker} needs the prompt, which says what the completion goes on with")
     asked = replace(prompt, reference=reference)
-    samples, passed = evaluate([asked], {asked.prompt_id: [completion]}, Sandbox()).counts[asked.prompt_id]
+    check = PYTHON_TESTS if checker == "python_tests" else RepositoryTests(kind="repository_tests")
+    samples, passed = evaluate([asked], {asked.prompt_id: [completion]}, Sandbox(), check).counts[asked.prompt_id]
     return passed / samples if samples else None
 
 

@@ -17,12 +17,13 @@ from pipeline.errors import DataError
 from pipeline.prompts import prompt_hash
 from pipeline.statistics import PASS_AT, pass_rates
 from pipeline.types import Prompt
-from teachers.config import ProgramTeacher, PythonTests, Sandbox
+from teachers.config import ProgramTeacher, PythonTests, RepositoryTests, Sandbox
 from teachers.programs import Programs, programs
 from teachers.types import Answer, Chat, Conversation, Judgment, Message, RawText, ScoreRequest, TeacherFailure
 
 COLUMNS = ("task_id", "prompt", "test", "entry_point")
 INSTRUCTION = "Complete this function. Answer with all of it, in one block of Python.\n\n"
+PYTHON_TESTS = PythonTests(kind="python_tests")
 NO_HURRY = 1e9  # seconds: how long one question may wait for its turn; what it may run is the sandbox's to say
 
 
@@ -75,13 +76,18 @@ class Passed:
         return {**found, "problems": len(judged), "samples": samples, "not_judged": len(self.not_judged)}
 
 
-def evaluate(prompts: Sequence[Prompt], completions: Mapping[str, Sequence[str]], limits: Sandbox) -> Passed:
+def evaluate(
+    prompts: Sequence[Prompt],
+    completions: Mapping[str, Sequence[str]],
+    limits: Sandbox,
+    check: PythonTests | RepositoryTests = PYTHON_TESTS,
+) -> Passed:
     """Runs every completion, by prompt id, against its prompt's tests, as many at once as there are cores.
 
     Raises TeacherError: no bubblewrap though `limits` require it.
     """
-    config = ProgramTeacher(kind="program", check=PythonTests(kind="python_tests"), sandbox=limits)
-    teacher = programs("humaneval", config, folder=Path(), check=lambda *_: None)
+    config = ProgramTeacher(kind="program", check=check, sandbox=limits)
+    teacher = programs(check.kind, config, folder=Path(), check=lambda *_: None)
     asked = [_request(prompt, n, text) for prompt in prompts for n, text in enumerate(completions[prompt.prompt_id])]
     counts = {prompt.prompt_id: (0, 0) for prompt in prompts}
     feedback, not_judged = {}, {}

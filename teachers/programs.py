@@ -18,7 +18,18 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 
-from teachers.config import Check, Command, ExactAnswer, JsonSchema, Pattern, ProgramTeacher, PythonTests, Sandbox
+from teachers import repository_tests
+from teachers.config import (
+    Check,
+    Command,
+    ExactAnswer,
+    JsonSchema,
+    Pattern,
+    ProgramTeacher,
+    PythonTests,
+    RepositoryTests,
+    Sandbox,
+)
 from teachers.errors import TeacherError
 from teachers.python_tests import fenced, parts_of, prompt_text, read_tests
 from teachers.sandbox import WALL, Outcome, SandboxError, run
@@ -64,7 +75,7 @@ def programs(name: str, config: ProgramTeacher, *, folder: Path, check: Checker)
 def _limits_of(at: str, config: ProgramTeacher) -> tuple[Sandbox, tuple[str, ...]]:
     """The limits, and what there is to say about them. Where no code of the answer runs, no walls are required."""
     limits = config.sandbox
-    if not isinstance(config.check, PythonTests | Command):
+    if not isinstance(config.check, PythonTests | RepositoryTests | Command):
         return limits.model_copy(update={"required": False}), ()
     longest = limits.seconds * WALL
     if config.limits.timeout < longest:
@@ -92,6 +103,8 @@ def _graded(at: str, chosen: Check, limits: Sandbox, folder: Path, check: Checke
         return partial(_grade_schema, schema, limits), [schema]
     if isinstance(chosen, PythonTests):
         return partial(_grade_tests, limits), [JUDGE.read_text(encoding="utf-8"), sys.version]
+    if isinstance(chosen, RepositoryTests):
+        return partial(_grade_in_repository, limits), [sys.version]
     files = _files(at, chosen.files and folder / chosen.files)
     contents = [_digest(name, sha256(content).hexdigest()) for name, content in files.items()]
     return partial(_grade_command, chosen, files, limits), contents
@@ -109,7 +122,7 @@ class Programs:
     signals: frozenset[SignalKind] = frozenset({SignalKind.JUDGMENT})
 
     def key(self, request: ScoreRequest) -> str:
-        parts = (request.completion, request.reference, request.checker, _source_of(request.checker))
+        parts = (request.completion, request.reference, request.checker, request.grading, _source_of(request.checker))
         return _digest(*map(json.dumps, parts), prompt_text(request.conversation), str(request.sample_index))
 
     def estimate(self, request: ScoreRequest) -> Usage:
@@ -223,6 +236,15 @@ async def _grade_tests(limits: Sandbox, request: ScoreRequest) -> Judgment | Not
     if verdict["fault"] == "tests":
         return NotJudged("bad_tests", _shortened(f"the prompt's tests cannot be run: {verdict['feedback']}"))
     return Judgment(1.0) if verdict["passed"] else Judgment(0.0, _shortened(verdict["feedback"]))
+
+
+async def _grade_in_repository(limits: Sandbox, request: ScoreRequest) -> Judgment | NotJudged:
+    if request.grading is None:
+        return NotJudged("no_grading", "the prompt does not say which tests of which repository judge its answers")
+    try:
+        return await repository_tests.grade(request.grading, request.completion, limits)
+    except (repository_tests.UnusableGrading, TeacherError) as error:
+        return NotJudged("bad_tests", _shortened(f"the repository's tests cannot be run: {error}"))
 
 
 async def _grade_command(

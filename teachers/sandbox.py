@@ -32,7 +32,7 @@ from typing import IO, Literal
 from weakref import WeakKeyDictionary
 
 from teachers.config import Sandbox
-from teachers.walls import INSIDE, LAUNCH, PYTHON, TELL, bwrap, environment, is_root, missing_protection
+from teachers.walls import INSIDE, LAUNCH, PYTHON, TELL, Mount, bwrap, environment, is_root, missing_protection
 
 KilledBy = Literal["time", "memory", "output", "processes", "signal"]
 
@@ -65,25 +65,32 @@ class Outcome:
 
 
 async def run(
-    command: Sequence[str], files: Mapping[str, bytes], limits: Sandbox, input: bytes = b"", *, room: Path | None = None
+    command: Sequence[str],
+    files: Mapping[str, bytes],
+    limits: Sandbox,
+    input: bytes = b"",
+    *,
+    room: Path | None = None,
+    mounts: Sequence[Mount] = (),
 ) -> Outcome:
     """Runs `command` in a scratch folder of its own that holds `files`, by relative path, and waits for its end.
 
     As many run at once as there are cores; the rest wait for their turn. When this returns, or is cancelled, no process
     of the program is left. room: where scratch folders are made without bubblewrap; default: the system's own place.
+    mounts: what else it sees, or no longer sees.
 
-    Raises SandboxError: no bubblewrap though it is required, no such command, no room.
+    Raises SandboxError: no bubblewrap though it, or a mount, is required; no such command, no room.
     """
     for name in files:
         if name.startswith("/") or ".." in Path(name).parts:
             raise SandboxError(f"the file {name} would lie outside the scratch folder: give a relative path")
     missing = missing_protection()
-    if missing is not None and limits.required:
+    if missing is not None and (limits.required or mounts):
         raise SandboxError(missing)
     order = _order(command, files, limits, input, protected=missing is None)
     async with _turns():
         if missing is None:
-            launcher = [*bwrap(limits.memory_megabytes * MEGABYTE // 4), PYTHON, "-I", "-S", INSIDE]
+            launcher = [*bwrap(limits.memory_megabytes * MEGABYTE // 4, mounts), PYTHON, "-I", "-S", INSIDE]
             return await _run(launcher, "/", order, limits, own_processes=2)
         with _scratch(room) as folder:
             return await _run([PYTHON, "-I", "-S", str(LAUNCH)], folder, order, limits, own_processes=0)

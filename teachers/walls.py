@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +18,14 @@ INSIDE = "/launch.py"
 SCRATCH = "/tmp/scratch"
 TELL = "{tell}"
 NOBODY = 65534
+
+
+@dataclass(frozen=True)
+class Mount:
+    """What a program sees at `place`, read-only: a file or a folder of this machine, or an empty folder (None)."""
+
+    place: str
+    source: Path | None
 
 
 @lru_cache(maxsize=1)
@@ -36,12 +46,12 @@ def missing_protection() -> str | None:
     return f"bubblewrap does not work here ({said}): user namespaces may be switched off"
 
 
-def bwrap(scratch_bytes: int) -> list[str]:
+def bwrap(scratch_bytes: int, mounts: Sequence[Mount] = ()) -> list[str]:
     """The words before a program's own. TELL among them: the descriptor that hears its first process's number."""
-    return [*_walls(scratch_bytes), "--json-status-fd", TELL, "--"]
+    return [*_walls(scratch_bytes, mounts), "--json-status-fd", TELL, "--"]
 
 
-def _walls(scratch_bytes: int) -> list[str]:
+def _walls(scratch_bytes: int, mounts: Sequence[Mount] = ()) -> list[str]:
     """bwrap and its options. What is mounted later hides what was mounted before."""
     words = [str(shutil.which("bwrap"))]
     words += ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -50,7 +60,7 @@ def _walls(scratch_bytes: int) -> list[str]:
     size = str(scratch_bytes)
     words += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
     words += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp", "--perms", "0777", "--dir", SCRATCH]
-    words += [*_system(), "--ro-bind", str(LAUNCH), INSIDE]
+    words += [*_system(), *_mounted(mounts), "--ro-bind", str(LAUNCH), INSIDE]
     # /proc too: whoever is root outside, however little it may inside, could set what the kernel starts (core_pattern).
     words += [word for place in ("/proc", "/dev", "/") for word in ("--remount-ro", place)]
     words += ["--chdir", SCRATCH, "--clearenv"]
@@ -95,6 +105,20 @@ def _system() -> list[str]:
         for folder in reversed(path.parents[:-1]):  # which would be closed to others where a home is
             words += ["--perms", "0755", "--dir", str(folder)]
         words += ["--ro-bind", str(path), str(path)]
+    return words
+
+
+def _mounted(mounts: Sequence[Mount]) -> list[str]:
+    """In order, so that one may lie within another. A user's checkout may be closed to others; what is mounted is not
+    closed to the program, who is another user where root starts it, if its own rights are open."""
+    words = []
+    for mount in mounts:
+        for folder in reversed(Path(mount.place).parents[:-1]):
+            words += ["--perms", "0755", "--dir", str(folder)]
+        if mount.source is None:
+            words += ["--perms", "0755", "--tmpfs", mount.place, "--remount-ro", mount.place]
+        else:
+            words += ["--ro-bind", str(mount.source), mount.place]
     return words
 
 

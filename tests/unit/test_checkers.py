@@ -128,3 +128,33 @@ def test_a_fault_in_a_file_is_named_with_its_line(tmp_path: Path, text: str, sai
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no checker file .*gone\.py"):
         check(f"{tmp_path}/gone.py:judge", "a", "b")
+
+
+# ---- similar words ----
+
+
+def insertions_and_deletions(left: str, right: str) -> int:
+    """The fewest of them, by the recurrence itself."""
+    row = list(range(len(right) + 1))
+    for n, a in enumerate(left, 1):
+        above, row = row, [n]
+        row += [0] * len(right)
+        for m, b in enumerate(right, 1):
+            row[m] = above[m - 1] if a == b else 1 + min(above[m], row[m - 1])
+    return row[-1]
+
+
+@pytest.mark.parametrize("trial", range(20))
+def test_similarity_is_what_its_formula_says(trial: int) -> None:
+    numbers = random.Random(trial)
+    left, right = ("".join(numbers.choices("ab c", k=numbers.randrange(12))) for _ in range(2))
+    a, b = left.strip(), right.strip()
+    expected = 1 - insertions_and_deletions(a, b) / (len(a) + len(b)) if a or b else 1.0
+    assert check("similarity", left, right) == pytest.approx(expected)
+
+
+def test_similarity_of_the_same_and_of_nothing_alike() -> None:
+    assert check("similarity", " return x\n", "return x") == 1.0
+    assert check("similarity", "", "") == 1.0
+    assert check("similarity", "abc", "xyz") == 0.0
+    assert check("similarity", "abc", None) is None

@@ -1,0 +1,152 @@
+"""Which places of a codebase its own tests can judge: what an answer there is graded by, found out by running.
+
+A place is tellable if tests that reach it pass on the code as it is, and at least one of them fails once the place is
+emptied. Two runs for each place; with `Results` in a file none of them is made again for the same code.
+
+    results = Results(run_directory / "test_results.sqlite")
+    told = tellable(code, places, recipe.source.tests, Sandbox(), results, advance)
+    Example(..., grading=told.gradings[place])        # and the source's checker: repository_tests
+    told.left_out                                      # place -> why not, one line each
+
+Call it in bulk for the places that are really wanted (evaluation's, and those of one epoch): a run costs seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.codebase.reach import reach
+from pipeline.codebase.results import Results
+from pipeline.codebase.types import Code, Place, SourceFile
+from pipeline.errors import RunError
+from teachers.config import RepositorySuite, Sandbox
+from teachers.errors import TeacherError
+from teachers.repository_copy import text_of
+from teachers.repository_run import Ran, Trial
+from teachers.repository_tests import Grading, digest_of, trial_of
+from teachers.sandbox import SandboxError
+
+EMPTY = "raise NotImplementedError"
+MOST_HUNG = 3  # tests that meet a limit, after which a place is left
+COMMAND = ("command",)  # the one test of a suite that is no pytest's
+
+
+@dataclass(frozen=True)
+class Told:
+    """gradings: place -> a `Grading` as JSON. left_out: place -> why its answers cannot be graded. hung: tests that
+    met a limit on the unchanged code, and are never chosen -> which."""
+
+    gradings: Mapping[Place, str]
+    left_out: Mapping[Place, str]
+    hung: Mapping[str, str]
+
+
+def tellable(
+    code: Code,
+    places: Sequence[Place],
+    suite: RepositorySuite,
+    sandbox: Sandbox,
+    results: Results,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Told:
+    """Runs the tests that reach each place, twice; `advance(1)` after each place. Places are of functions' bodies.
+
+    Raises RunError: no bubblewrap, no pytest, a checkout that cannot be copied.
+    """
+    return asyncio.run(_tellable(code, places, suite, sandbox, results, advance))
+
+
+async def _tellable(
+    code: Code,
+    places: Sequence[Place],
+    suite: RepositorySuite,
+    sandbox: Sandbox,
+    results: Results,
+    advance: Callable[[int], None],
+) -> Told:
+    hung: dict[str, str] = {}
+
+    async def one(place: Place) -> Grading | str:
+        found = await _grading(code, place, suite, sandbox, results, hung)
+        advance(1)
+        return found
+
+    try:
+        found = await asyncio.gather(*map(one, places))
+    except (TeacherError, SandboxError) as error:
+        raise RunError(f"source.tests: {error}") from error
+    pairs = list(zip(places, found, strict=True))
+    gradings = {place: told.to_json() for place, told in pairs if isinstance(told, Grading)}
+    return Told(gradings, {place: told for place, told in pairs if isinstance(told, str)}, hung)
+
+
+async def _grading(
+    code: Code, place: Place, suite: RepositorySuite, sandbox: Sandbox, results: Results, hung: dict[str, str]
+) -> Grading | str:
+    """What answers there are graded by, or why they cannot be. hung: grows."""
+    file = code.files[place.file]
+    if text_of(code.root, file.path) != file.text:
+        return "its file is not on disk as it was read: it changed, or secrets in it were replaced"
+    select = _select(code, place, file, suite)
+    if not select:
+        return "no test reaches it"
+    grading = _first_grading(code, place, file, suite, select)
+    whole = replace(trial_of(grading, file.text, file.text[place.span.start : place.span.end]), chosen=None)
+    before = await _without_hung(replace(whole, select=select), sandbox, results, hung)
+    if isinstance(before, str):
+        return before
+    passed = tuple(name for name, result in before.tests.items() if result == "passed")
+    if not passed:
+        return f"no test that reaches it passes on the unchanged code: {_why(before)}"
+    grading = replace(grading, tests=passed, proof=before.proof(passed), allowed=before.touched)
+    after = await results.of(trial_of(grading, file.text, EMPTY), sandbox)
+    telling = [name for name in passed if after.tests.get(name) != "passed"]
+    if not telling:
+        return "its tests pass without it"
+    first = tuple(sorted(passed, key=lambda name: name not in telling))  # what fails tells soonest
+    return replace(grading, tests=first, proof=before.proof(first))
+
+
+async def _without_hung(trial: Trial, sandbox: Sandbox, results: Results, hung: dict[str, str]) -> Ran | str:
+    """A run on the unchanged code in which no test meets a limit: those that do are left out, one after the other."""
+    found = Ran()
+    for _ in range(MOST_HUNG):
+        left = tuple(test for test in trial.select if test not in hung)
+        if not left:
+            return f"its tests do not end by themselves: {next(iter(hung.values()))}"
+        found = await results.of(replace(trial, select=left), sandbox)
+        if found.missing is not None:
+            raise TeacherError(f"{found.missing} is not installed for this Python: pip install {found.missing}")
+        if found.hung is None:
+            break
+        function = found.hung.partition("[")[0]
+        hung[function] = hung[found.hung.partition("::")[0]] = f"{found.hung}: {found.ending}"
+    if found.hung is not None:
+        return f"its tests do not end by themselves: {found.ending}"
+    return found if found.complete and not found.ending else f"its tests cannot be run here: {_why(found)}"
+
+
+def _select(code: Code, place: Place, file: SourceFile, suite: RepositorySuite) -> tuple[str, ...]:
+    if suite.runner == "command":
+        return COMMAND
+    if file.outline is None or place.symbol < 0:
+        return ()
+    return reach(code, file.path, file.outline.symbols[place.symbol].path)
+
+
+def _first_grading(
+    code: Code, place: Place, file: SourceFile, suite: RepositorySuite, select: tuple[str, ...]
+) -> Grading:
+    symbol = file.outline.symbols[place.symbol].path if file.outline is not None and place.symbol >= 0 else ""
+    packages = tuple(str(path) for path in suite.packages)
+    return Grading(
+        str(code.root), file.path, digest_of(file.text), place.span.start, place.span.end, symbol, select, "", (),
+        suite.run, suite.runner, packages,
+    )  # fmt: skip
+
+
+def _why(found: Ran) -> str:
+    said = next(iter(found.said.values()), "") or found.ending or "none ran"
+    return f"{said}; {', '.join(found.touched[:2])}" if found.touched and not found.complete else said
