@@ -20,10 +20,7 @@ from pipeline.codebase.classify import decode, is_binary, language_of, matcher, 
 from pipeline.codebase.git import Repository, git, repository_of
 from pipeline.codebase.licences import LICENCE_FILE, is_allowed, licence_of_file, licence_of_text
 from pipeline.codebase.listing import readable
-<<<<<<< HEAD
-=======
 from pipeline.codebase.secrets import redact
->>>>>>> af2c673e
 from pipeline.codebase.types import Change, Edit
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
@@ -72,11 +69,7 @@ class _Commit(NamedTuple):
     touched: tuple[_Touched, ...]
 
 
-<<<<<<< HEAD
-def read_history(root: Path, config: Codebase, redact: Redact) -> History:
-=======
 def read_changes(root: Path, config: Codebase, redact: Redact = redact) -> History:
->>>>>>> af2c673e
     """The newest `config.commits` commits that can serve as tasks: with a message, and with an edit of at least one and
     at most MOST_FILES files that `config` would have read. What of a commit is no such file is left out of its edits.
 
@@ -287,11 +280,7 @@ def untouched_since(root: Path, revision: str, oldest: str, paths: Iterable[str]
     """Those of `paths` whose bytes on disk are as they were before the commit `oldest` and before all that are newer.
 
     revision: the commit that is checked out. Merges count as well, and so does what is not committed yet: what is on
-<<<<<<< HEAD
-    disk is compared with the trees of the newest commits that are older than `oldest`. In the order of `read_history`
-=======
     disk is compared with the trees of the newest commits that are older than `oldest`. In the order of `read_changes`
->>>>>>> af2c673e
     an older commit has no newer one among its ancestors, so that nothing in these trees was written later.
     """
     repository = repository_of(root)

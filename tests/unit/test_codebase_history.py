@@ -8,13 +8,6 @@ from pathlib import Path
 
 import pytest
 
-<<<<<<< HEAD
-from pipeline.codebase.history import MOST_FILES, History, cleaned, read_history, shallow, untouched_since
-from pipeline.codebase.types import Edit
-from pipeline.errors import DataError
-from pipeline.recipe import Codebase
-from tests.repositories import START, commit, git, make, tree, write
-=======
 from pipeline.codebase.history import MOST_FILES, History, cleaned, read_changes, shallow, untouched_since
 from pipeline.codebase.outline import outline_of
 from pipeline.codebase.reading import read_code
@@ -22,7 +15,6 @@ from pipeline.codebase.types import Edit
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
 from tests.repositories import START, commit, empty_repository, everything, run_git, write_files
->>>>>>> af2c673e
 
 
 def keep(text: str) -> tuple[str, Mapping[str, int]]:
@@ -30,20 +22,12 @@ def keep(text: str) -> tuple[str, Mapping[str, int]]:
 
 
 def history(root: Path, commits: int = 100, **settings: object) -> History:
-<<<<<<< HEAD
-    return read_history(root, Codebase.model_validate({"path": "x", "commits": commits, **settings}), keep)
-=======
     return read_changes(root, Codebase.model_validate({"path": "x", "commits": commits, **settings}), keep)
->>>>>>> af2c673e
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-<<<<<<< HEAD
-    return make(tmp_path / "repository")
-=======
     return empty_repository(tmp_path / "repository")
->>>>>>> af2c673e
 
 
 # ---- what a change is ----
@@ -66,11 +50,7 @@ def test_texts_are_what_git_shows(repository: Path) -> None:
             repository, {f"{n % 3}/m{n % 5}.py": f"x = {n // 2}\n" * (n + 1), "same.py": "y = 1\n"}, f"n{n}", START + n
         )
     changes = history(repository).changes
-<<<<<<< HEAD
-    assert [c.commit for c in changes] == git(repository, "rev-list", "HEAD").split()
-=======
     assert [c.commit for c in changes] == run_git(repository, "rev-list", "HEAD").split()
->>>>>>> af2c673e
     root = changes[-1].commit
     for change in changes:
         for edit in change.edits:
@@ -79,13 +59,8 @@ def test_texts_are_what_git_shows(repository: Path) -> None:
 
 
 def at(root: Path, revision: str, path: str) -> str | None:
-<<<<<<< HEAD
-    there = git(root, "ls-tree", "-r", "--name-only", revision).split()
-    return git(root, "show", f"{revision}:{path}") if path in there else None
-=======
     there = run_git(root, "ls-tree", "-r", "--name-only", revision).split()
     return run_git(root, "show", f"{revision}:{path}") if path in there else None
->>>>>>> af2c673e
 
 
 def test_as_many_as_asked_for_and_no_more(repository: Path) -> None:
@@ -108,29 +83,16 @@ def test_a_file_that_moved_went_and_came(repository: Path) -> None:
 
 def test_merges_are_left_out_and_their_sides_are_not(repository: Path) -> None:
     commit(repository, {"a.py": "x = 1\n"}, "first")
-<<<<<<< HEAD
-    git(repository, "checkout", "-q", "-b", "side")
-    commit(repository, {"b.py": "y = 1\n"}, "side", START + 5)
-    git(repository, "checkout", "-q", "main")
-    commit(repository, {"a.py": "x = 2\n"}, "main", START + 9)
-    git(repository, "merge", "-q", "--no-ff", "-m", "merged", "side", time=START + 10)
-=======
     run_git(repository, "checkout", "-q", "-b", "side")
     commit(repository, {"b.py": "y = 1\n"}, "side", START + 5)
     run_git(repository, "checkout", "-q", "main")
     commit(repository, {"a.py": "x = 2\n"}, "main", START + 9)
     run_git(repository, "merge", "-q", "--no-ff", "-m", "merged", "side", time=START + 10)
     run_git(repository, "config", "log.diffMerges", "first-parent")
->>>>>>> af2c673e
     assert [c.message for c in history(repository).changes] == ["main", "side", "first"]
 
 
 def test_none_comes_before_its_descendants_whatever_the_clocks_say(repository: Path) -> None:
-<<<<<<< HEAD
-    for n, time in enumerate([500, 100, 300, 50]):
-        commit(repository, {"a.py": f"x = {n}\n"}, f"{n}", START + time)
-    assert [c.message for c in history(repository).changes] == ["3", "2", "1", "0"]
-=======
     """A branch whose clock was slow: by time alone, what both branches began with comes before its end."""
     commit(repository, {"a.py": "x = 1\n"}, "first", START + 300)
     commit(repository, {"a.py": "x = 2\n"}, "fork", START + 400)
@@ -140,7 +102,6 @@ def test_none_comes_before_its_descendants_whatever_the_clocks_say(repository: P
     commit(repository, {"a.py": "x = 3\n"}, "main", START + 500)
     run_git(repository, "merge", "-q", "--no-ff", "-m", "merged", "slow", time=START + 600)
     assert [c.message for c in history(repository).changes] == ["main", "slow", "fork", "first"]
->>>>>>> af2c673e
 
 
 def test_only_files_that_the_recipe_reads(repository: Path) -> None:
@@ -168,17 +129,10 @@ def test_licences_count_as_they_do_for_files(repository: Path) -> None:
 
 
 def test_links_and_submodules_are_no_edits(repository: Path, tmp_path: Path) -> None:
-<<<<<<< HEAD
-    inner = make(tmp_path / "inner")
-    commit(inner, {"secret.py": "x = 1\n"})
-    commit(repository, {"a.py": "x = 1\n", "turned.py": "x = 1\n"})
-    git(repository, "submodule", "--quiet", "add", str(inner), "inner")
-=======
     inner = empty_repository(tmp_path / "inner")
     commit(inner, {"secret.py": "x = 1\n"})
     commit(repository, {"a.py": "x = 1\n", "turned.py": "x = 1\n"})
     run_git(repository, "submodule", "--quiet", "add", str(inner), "inner")
->>>>>>> af2c673e
     (repository / "link.py").symlink_to("/etc/hostname")
     (repository / "turned.py").unlink()
     (repository / "turned.py").symlink_to("a.py")
@@ -206,17 +160,10 @@ def test_encodings_are_read_and_a_sweep_is_no_task(repository: Path) -> None:
 def test_a_folder_of_a_checkout(repository: Path) -> None:
     commit(repository, {"one/a.py": "x = 1\n", "two/b.py": "y = 1\n"}, "both")
     commit(repository, {"two/b.py": "y = 2\n"}, "two", START + 1)
-<<<<<<< HEAD
-    git(repository, "checkout", "-q", "-b", "side", "HEAD~1")
-    commit(repository, {"one/a.py": "x = 3\n"}, "one", START + 2)
-    git(repository, "checkout", "-q", "main")
-    git(repository, "merge", "-q", "--no-ff", "-m", "merged", "side", time=START + 3)
-=======
     run_git(repository, "checkout", "-q", "-b", "side", "HEAD~1")
     commit(repository, {"one/a.py": "x = 3\n"}, "one", START + 2)
     run_git(repository, "checkout", "-q", "main")
     run_git(repository, "merge", "-q", "--no-ff", "-m", "merged", "side", time=START + 3)
->>>>>>> af2c673e
     assert [(c.message, [e.path for e in c.edits]) for c in history(repository / "one").changes] == [
         ("one", ["a.py"]),
         ("both", ["a.py"]),
@@ -247,17 +194,10 @@ def test_odd_messages(repository: Path) -> None:
     commit(repository, {"a.py": "x = 2\n"}, "Signed-off-by: A <a@b.example>", START + 1)
     commit(repository, {"a.py": "x = 3\n"}, "Größe", START + 2)
     (repository / "a.py").write_text("x = 4\n")
-<<<<<<< HEAD
-    git(repository, "add", "-A")
-    path = repository / "message"
-    path.write_bytes("Größe".encode("latin-1"))
-    git(repository, "-c", "i18n.commitEncoding=latin-1", "commit", "-q", "-F", "message", time=START + 3)
-=======
     run_git(repository, "add", "-A")
     path = repository / "message"
     path.write_bytes("Größe".encode("latin-1"))
     run_git(repository, "-c", "i18n.commitEncoding=latin-1", "commit", "-q", "-F", "message", time=START + 3)
->>>>>>> af2c673e
     assert [c.message for c in history(repository).changes] == ["Größe", "Größe"]
 
 
@@ -271,18 +211,12 @@ def test_secrets_are_replaced_and_counted_once(repository: Path) -> None:
     commit(repository, {"a.py": "p = 'hunter2'\n"}, "The password is hunter2")
     commit(repository, {"a.py": "p = 'hunter2'\nx = 1\n"}, "more", START + 1)
     commit(repository, {"a.py": "p = 'REDACTED'\nx = 1\n"}, "Only the secret changed", START + 2)
-<<<<<<< HEAD
-    found = read_history(repository, Codebase(path="x", commits=9), redact)
-=======
     found = read_changes(repository, Codebase(path="x", commits=9), redact)
->>>>>>> af2c673e
     assert "hunter2" not in repr(found)
     assert found.secrets == {"Password": 3}
     assert [c.message for c in found.changes] == ["more", "The password is REDACTED"]
 
 
-<<<<<<< HEAD
-=======
 def test_a_reading_takes_its_history_in(repository: Path) -> None:
     """With the real detectors: what was taken out of a file long ago is in its history still."""
     key = "AKIA" + "Z7QW2RT5YP8LM3KD"
@@ -295,7 +229,6 @@ def test_a_reading_takes_its_history_in(repository: Path) -> None:
     assert sum(code.secrets.values()) == 2
 
 
->>>>>>> af2c673e
 # ---- nothing else happens ----
 
 
@@ -315,19 +248,6 @@ def test_the_checkout_is_not_written_to_and_its_programs_do_not_run(repository: 
         "filter.spy.smudge",
     ]
     for key in [*keys, "filter.spy.clean", "core.sshCommand", "pager.log", "gpg.program"]:
-<<<<<<< HEAD
-        git(repository, "config", key, str(spy))
-    git(repository, "config", "log.showSignature", "true")
-    for hook in ("post-index-change", "reference-transaction", "post-checkout"):
-        shutil.copy(spy, repository / ".git" / "hooks" / hook)
-    (repository / "a.py").touch()  # the index is out of date now, and would be refreshed
-    head = git(repository, "rev-parse", "HEAD").strip()
-    ran.unlink(missing_ok=True)
-    before = tree(repository)
-    assert len(history(repository).changes) == 2
-    assert untouched_since(repository, head, head, ["a.py"]) == frozenset()
-    assert tree(repository) == before
-=======
         run_git(repository, "config", key, str(spy))
     run_git(repository, "config", "log.showSignature", "true")
     for hook in ("post-index-change", "reference-transaction", "post-checkout"):
@@ -339,7 +259,6 @@ def test_the_checkout_is_not_written_to_and_its_programs_do_not_run(repository: 
     assert len(history(repository).changes) == 2
     assert untouched_since(repository, head, head, ["a.py"]) == frozenset()
     assert everything(repository) == before
->>>>>>> af2c673e
     assert not ran.exists()
 
 
@@ -348,19 +267,11 @@ def test_replaced_commits_and_the_environment_do_not_count(
 ) -> None:
     commit(repository, {"a.py": "x = 1\n"}, "first")
     name = commit(repository, {"a.py": "x = 2\n"}, "second", START + 1)
-<<<<<<< HEAD
-    git(repository, "checkout", "-q", "-b", "other", "HEAD~1")
-    other = commit(repository, {"a.py": "x = 9\n"}, "other", START + 2)
-    git(repository, "checkout", "-q", "main")
-    git(repository, "replace", name, other)
-    elsewhere = make(tmp_path / "elsewhere")
-=======
     run_git(repository, "checkout", "-q", "-b", "other", "HEAD~1")
     other = commit(repository, {"a.py": "x = 9\n"}, "other", START + 2)
     run_git(repository, "checkout", "-q", "main")
     run_git(repository, "replace", name, other)
     elsewhere = empty_repository(tmp_path / "elsewhere")
->>>>>>> af2c673e
     commit(elsewhere, {"b.py": "y = 1\n"}, "elsewhere")
     monkeypatch.setenv("GIT_DIR", str(elsewhere / ".git"))
     monkeypatch.setenv("GIT_EXTERNAL_DIFF", "false")
@@ -375,13 +286,8 @@ def test_a_shallow_clone_gives_what_it_has(repository: Path, tmp_path: Path) -> 
     for n in range(6):
         commit(repository, {"a.py": f"x = {n}\n"}, f"{n}", START + n)
     deep, flat = tmp_path / "deep", tmp_path / "flat"
-<<<<<<< HEAD
-    git(tmp_path, "clone", "-q", "--depth=3", f"file://{repository}", str(deep))
-    git(tmp_path, "clone", "-q", "--depth=1", f"file://{repository}", str(flat))
-=======
     run_git(tmp_path, "clone", "-q", "--depth=3", f"file://{repository}", str(deep))
     run_git(tmp_path, "clone", "-q", "--depth=1", f"file://{repository}", str(flat))
->>>>>>> af2c673e
     assert (shallow(repository), shallow(deep)) == (False, True)
     found = history(deep)
     assert [c.message for c in found.changes] == ["5", "4"]  # the third looks as if it had made every file
@@ -389,29 +295,17 @@ def test_a_shallow_clone_gives_what_it_has(repository: Path, tmp_path: Path) -> 
     assert (found.ends_early, history(deep, 2).ends_early, history(repository).ends_early) == (True, False, False)
     with pytest.raises(DataError, match=r"source\.commits.*git fetch --unshallow"):
         history(flat)
-<<<<<<< HEAD
-    git(deep, "fetch", "-q", "--unshallow")
-=======
     run_git(deep, "fetch", "-q", "--unshallow")
->>>>>>> af2c673e
     assert (shallow(deep), len(history(deep).changes)) == (False, 6)
 
 
 def test_where_there_is_no_history(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
-<<<<<<< HEAD
-    write(plain, {"a.py": "x = 1\n"})
-    with pytest.raises(DataError, match=r"source\.commits.*no git checkout"):
-        history(plain)
-    assert not shallow(plain)
-    fresh = make(tmp_path / "fresh")
-=======
     write_files(plain, {"a.py": "x = 1\n"})
     with pytest.raises(DataError, match=r"source\.commits.*no git checkout"):
         history(plain)
     assert not shallow(plain)
     fresh = empty_repository(tmp_path / "fresh")
->>>>>>> af2c673e
     with pytest.raises(DataError, match=r"source\.commits.*no commit yet"):
         history(fresh)
     commit(fresh, {"README.md": "hello\n"})
@@ -425,16 +319,6 @@ def test_where_there_is_no_history(tmp_path: Path) -> None:
 def test_what_was_written_since_a_commit(repository: Path) -> None:
     """Merges, branches that were older, what is not committed and what git does not know."""
     commit(repository, {name: f"{name} = 1\n" for name in "abcdefg"}, "first")
-<<<<<<< HEAD
-    git(repository, "checkout", "-q", "-b", "side")
-    commit(repository, {"b": "b = 2\n"}, "older side", START + 1)
-    git(repository, "checkout", "-q", "main")
-    oldest = commit(repository, {"c": "c = 2\n"}, "the first that is new", START + 2)
-    write(repository, {"d": "d = 2\n"})
-    git(repository, "merge", "-q", "--no-commit", "--no-ff", "side")
-    head = commit(repository, {}, "merged, and d was changed on the way", START + 3)
-    write(repository, {"e": "e = 2\n", "f": "f = 1\r\n", "new": "n = 1\n"})
-=======
     run_git(repository, "checkout", "-q", "-b", "side")
     commit(repository, {"b": "b = 2\n"}, "older side", START + 1)
     run_git(repository, "checkout", "-q", "main")
@@ -443,6 +327,5 @@ def test_what_was_written_since_a_commit(repository: Path) -> None:
     run_git(repository, "merge", "-q", "--no-commit", "--no-ff", "side")
     head = commit(repository, {}, "merged, and d was changed on the way", START + 3)
     write_files(repository, {"e": "e = 2\n", "f": "f = 1\r\n", "new": "n = 1\n"})
->>>>>>> af2c673e
     found = untouched_since(repository, head, oldest, [*"abcdefg", "new", "missing"])
     assert found == frozenset("abfg")  # f is as git keeps it; b was written on a branch before

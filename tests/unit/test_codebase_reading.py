@@ -28,7 +28,7 @@ from pipeline.codebase.summary import summary
 from pipeline.codebase.types import Code, Import, Language, Outline, Span, Symbol
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
-from tests.repositories import git, make_repository, write
+from tests.repositories import make_repository, run_git, write_files
 
 MIT = "Permission is hereby granted, free of charge, to any person obtaining a copy\nof it, without restriction"
 BSD = "Redistribution and use in source and binary forms\nmust retain the above\nendorse or promote products"
@@ -107,9 +107,9 @@ def make_everything(folder: Path) -> Path:
 
 def test_every_file_of_a_checkout_ends_in_one_place(tmp_path: Path) -> None:
     root = make_everything(tmp_path / "r")
-    write(root, {"new.py": "x = 1\n", "ignored/deep/i.py": "x = 1\n", ".gitignore": "ignored/\n"})
+    write_files(root, {"new.py": "x = 1\n", "ignored/deep/i.py": "x = 1\n", ".gitignore": "ignored/\n"})
     code = read(root, exclude=("excluded",))
-    assert code.revision == git(root, "rev-parse", "HEAD").strip()
+    assert code.revision == run_git(root, "rev-parse", "HEAD").strip()
     assert code.root == root.resolve()
     assert paths(code) == sorted(paths(code))
     expected = {path: reason for path, (_, reason) in FILES.items() if reason}
@@ -141,7 +141,7 @@ def test_documents_have_no_language_and_sources_an_outline(tmp_path: Path) -> No
 
 def test_a_part_of_a_checkout(tmp_path: Path) -> None:
     root = make_repository(tmp_path / "r", {"LICENSE": MIT, "top.py": "x\n", "a/b/c.py": "x\n", "a/d.py": "x\n"})
-    write(root, {"a/new.py": "x\n", ".venv/lib/site-packages/p/m.py": "x\n", ".gitignore": ".venv\n"})
+    write_files(root, {"a/new.py": "x\n", ".venv/lib/site-packages/p/m.py": "x\n", ".gitignore": ".venv\n"})
     code = read(root / "a")
     assert paths(code) == ["b/c.py", "d.py"]
     assert reasons(code) == {"new.py": "untracked"}
@@ -153,14 +153,14 @@ def test_a_part_of_a_checkout(tmp_path: Path) -> None:
 
 def test_a_repository_without_a_commit_a_work_tree_and_a_deleted_file(tmp_path: Path) -> None:
     root = make_repository(tmp_path / "r", {"a.py": "x\n", "b.py": "x\n"})
-    git(root, "worktree", "add", "-q", str(tmp_path / "w"))
+    run_git(root, "worktree", "add", "-q", str(tmp_path / "w"))
     (root / "b.py").unlink()
     assert reasons(read(root)) == {"b.py": "unreadable"}
     assert paths(read(tmp_path / "w")) == ["a.py", "b.py"]
     (tmp_path / "n").mkdir()
-    git(tmp_path / "n", "init", "-q")
-    write(tmp_path / "n", {"a.py": "x\n"})
-    git(tmp_path / "n", "add", "a.py")
+    run_git(tmp_path / "n", "init", "-q")
+    write_files(tmp_path / "n", {"a.py": "x\n"})
+    run_git(tmp_path / "n", "add", "a.py")
     assert paths(read(tmp_path / "n")) == ["a.py"]
     assert read(tmp_path / "n").revision is None
 
@@ -168,8 +168,8 @@ def test_a_repository_without_a_commit_a_work_tree_and_a_deleted_file(tmp_path: 
 def test_a_submodule_is_not_entered(tmp_path: Path) -> None:
     inner = make_repository(tmp_path / "inner", {"i.py": "x = 1\n"})
     root = make_repository(tmp_path / "r", {"a.py": "x\n"})
-    git(root, "submodule", "add", "-q", str(inner), "sub")
-    git(root, "commit", "-q", "-m", "with it")
+    run_git(root, "submodule", "add", "-q", str(inner), "sub")
+    run_git(root, "commit", "-q", "-m", "with it")
     assert (root / "sub" / "i.py").exists()
     code = read(root)
     assert paths(code) == ["a.py"]
@@ -179,9 +179,9 @@ def test_a_submodule_is_not_entered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tracked", [True, False])
 def test_links(tmp_path: Path, tracked: bool) -> None:
-    write(tmp_path, {"secret.py": "x = 1\n", "outer/o.py": "x = 1\n", "r-and-more/m.py": "x\n"})
+    write_files(tmp_path, {"secret.py": "x = 1\n", "outer/o.py": "x = 1\n", "r-and-more/m.py": "x\n"})
     root = tmp_path / "r"
-    write(root, {"a.py": "x\n", "d/b.py": "x\n"})
+    write_files(root, {"a.py": "x\n", "d/b.py": "x\n"})
     links = {"out.py": "../secret.py", "in.py": "a.py", "none.py": "nothing", "loop.py": "loop.py", "od": "../outer",
              "id": "d", "abs.py": str(tmp_path / "secret.py"), "near": "../r-and-more"}  # fmt: skip
     for name, target in links.items():
@@ -197,7 +197,7 @@ def test_links(tmp_path: Path, tracked: bool) -> None:
 
 
 def test_a_folder_that_became_a_link_after_it_was_tracked(tmp_path: Path) -> None:
-    write(tmp_path, {"outer/b.py": "private = 1\n"})
+    write_files(tmp_path, {"outer/b.py": "private = 1\n"})
     root = make_repository(tmp_path / "r", {"a.py": "x\n", "d/b.py": "x\n"})
     shutil.rmtree(root / "d")
     (root / "d").symlink_to("../outer")
@@ -238,7 +238,7 @@ def test_files_that_may_not_be_read_in_a_checkout_of_somebody_elses() -> None:
 
 def test_a_closed_folder_is_counted() -> None:
     with as_somebody_else() as folder:
-        write(folder / "r", {"a.py": "x\n", "d/e.py": "x\n"})
+        write_files(folder / "r", {"a.py": "x\n", "d/e.py": "x\n"})
         (folder / "r/d").chmod(0)
         if os.geteuid() == 0:
             os.seteuid(65534)
@@ -248,7 +248,7 @@ def test_a_closed_folder_is_counted() -> None:
 def test_pipes_and_sockets_are_not_opened(tmp_path: Path) -> None:
     import socket
 
-    write(tmp_path, {"a.py": "x\n"})
+    write_files(tmp_path, {"a.py": "x\n"})
     os.mkfifo(tmp_path / "pipe.py")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "socket.py"))
@@ -257,7 +257,7 @@ def test_pipes_and_sockets_are_not_opened(tmp_path: Path) -> None:
 
 
 def test_what_changes_between_listing_and_reading(tmp_path: Path) -> None:
-    write(tmp_path, dict.fromkeys(("gone.py", "pipe.py", "link.py", "grown.py", "target.py"), "x\n"))
+    write_files(tmp_path, dict.fromkeys(("gone.py", "pipe.py", "link.py", "grown.py", "target.py"), "x\n"))
     entries = {entry.path: entry for entry in list_files(locate(str(tmp_path), Path("/"))).entries}
     for name in ("gone.py", "pipe.py", "link.py"):
         (tmp_path / name).unlink()
@@ -273,7 +273,7 @@ def test_what_changes_between_listing_and_reading(tmp_path: Path) -> None:
 
 def test_names_that_no_line_can_hold(tmp_path: Path) -> None:
     root = tmp_path / "r"
-    write(root, {"a.py": "x\n", "new\nline.py": "x\n", "tab\t.py": "x\n"})
+    write_files(root, {"a.py": "x\n", "new\nline.py": "x\n", "tab\t.py": "x\n"})
     with open(os.fsencode(root) + b"/half\xff.py", "wb") as file:
         file.write(b"x\n")
     expected = {"new\\nline.py": "undecodable", "tab\\t.py": "undecodable", "half\\udcff.py": "undecodable"}
@@ -285,7 +285,7 @@ def test_names_that_no_line_can_hold(tmp_path: Path) -> None:
 
 
 def test_a_folder_deeper_than_a_path_may_be_long(tmp_path: Path) -> None:
-    write(tmp_path, {"a.py": "x\n"})
+    write_files(tmp_path, {"a.py": "x\n"})
     here = os.open(tmp_path, os.O_RDONLY)
     for _ in range(250):
         os.mkdir("n" * 20, dir_fd=here)
@@ -300,7 +300,7 @@ def test_a_folder_deeper_than_a_path_may_be_long(tmp_path: Path) -> None:
 
 
 def test_a_file_of_100_megabytes_is_not_opened(tmp_path: Path) -> None:
-    write(tmp_path, {"a.py": "x\n"})
+    write_files(tmp_path, {"a.py": "x\n"})
     with (tmp_path / "huge.py").open("wb") as file:
         file.truncate(100_000_000)
     with opened(tmp_path) as names:
@@ -336,14 +336,16 @@ def test_a_file_of_100_megabytes_is_not_opened(tmp_path: Path) -> None:
 )
 def test_encodings(data: bytes, text: str | None, tmp_path: Path) -> None:
     assert decode(data) == text
-    write(tmp_path, {"a.py": data, "b.py": "x\n"})
+    write_files(tmp_path, {"a.py": data, "b.py": "x\n"})
     found = {file.path: file.text for file in read(tmp_path).files}
     assert found.get("a.py") == text
 
 
 def test_secrets_are_replaced_before_the_parser_sees_them(tmp_path: Path) -> None:
     secret = "AK" + "IA" + "ABCDEFGH23456789"
-    write(tmp_path, {"a.py": f"key = '{secret}'\n", "b.md": f"It is {secret}.\n", "bad.py": f"does not parse {secret}"})
+    write_files(
+        tmp_path, {"a.py": f"key = '{secret}'\n", "b.md": f"It is {secret}.\n", "bad.py": f"does not parse {secret}"}
+    )
     seen: list[str] = []
 
     def outline(text: str, language: Language) -> Outline | None:
@@ -361,7 +363,7 @@ def test_a_text_that_overwhelms_its_parser_is_left_out(tmp_path: Path) -> None:
     def outline(text: str, language: Language) -> Outline | None:
         return outline(text, language) if "deep" in text else line_outline(text, language)
 
-    write(tmp_path, {"a.py": "x\n", "b.py": "deep\n"})
+    write_files(tmp_path, {"a.py": "x\n", "b.py": "deep\n"})
     assert reasons(read(tmp_path, outline=outline)) == {"b.py": "unparsable"}
 
 
@@ -375,14 +377,16 @@ NAMES = ["top.py", "src/x.py", "src/a/b/x.py", "src/deep/y.go", "other/src/z.py"
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_patterns_mean_what_they_mean_to_git(pattern: str, tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q")
-    write(tmp_path, dict.fromkeys(NAMES, "x\n") | {".git/info/exclude": pattern.removeprefix("./") + "\n"})
-    listed = git(tmp_path, "ls-files", "-z", "--others", "--ignored", "--exclude-standard").split("\0")
+    run_git(tmp_path, "init", "-q")
+    write_files(tmp_path, dict.fromkeys(NAMES, "x\n") | {".git/info/exclude": pattern.removeprefix("./") + "\n"})
+    listed = run_git(tmp_path, "ls-files", "-z", "--others", "--ignored", "--exclude-standard").split("\0")
     assert {name for name in NAMES if matcher([pattern]).match(name)} == set(filter(None, listed))
 
 
 def test_include_exclude_and_languages(tmp_path: Path) -> None:
-    write(tmp_path, {"src/a.py": "x\n", "src/a.go": "x\n", "src/gen/b.py": "x\n", "c.py": "x\n", "src/d.md": "x\n"})
+    write_files(
+        tmp_path, {"src/a.py": "x\n", "src/a.go": "x\n", "src/gen/b.py": "x\n", "c.py": "x\n", "src/d.md": "x\n"}
+    )
     assert paths(read(tmp_path, include=("src/**",), exclude=("gen",))) == ["src/a.go", "src/a.py", "src/d.md"]
     assert paths(read(tmp_path, include=("*.py",))) == ["c.py", "src/a.py", "src/gen/b.py"]
     assert paths(read(tmp_path, languages=("go",))) == ["src/a.go"]
@@ -427,7 +431,7 @@ def test_the_nearest_licence_counts_and_a_files_own_above_it(tmp_path: Path) -> 
         "sub/deep/c.py": "x\n",
         "sub/d.c": own,
     }
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     assert {file.path: file.licence for file in read(tmp_path).files} == {
         "a.py": "MIT", "sub/b.py": "BSD-3-Clause", "sub/deep/c.py": "BSD-3-Clause", "sub/d.c": "ISC",
     }  # fmt: skip
@@ -510,7 +514,9 @@ def message(path: str | Path, **keys: Any) -> str:
 
 
 def test_one_line_for_each_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, {"file": "x", "useless/a.toml": "x", "useless/b.py": "does not parse", "broken/.git": "nothing"})
+    write_files(
+        tmp_path, {"file": "x", "useless/a.toml": "x", "useless/b.py": "does not parse", "broken/.git": "nothing"}
+    )
     (tmp_path / "empty").mkdir()
     root = make_repository(tmp_path / "r", {"a.py": "x\n"})
     empty = make_repository(tmp_path / "e", {})
@@ -534,7 +540,7 @@ def test_one_line_for_each_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_paths_are_relative_to_the_recipe_and_home_is_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, {"here/a.py": "x\n"})
+    write_files(tmp_path, {"here/a.py": "x\n"})
     monkeypatch.setenv("HOME", str(tmp_path))
     assert locate("here", tmp_path).root == locate("~/here", Path("/")).root == (tmp_path / "here").resolve()
 
@@ -558,16 +564,16 @@ def test_the_checkout_stays_as_it_is_and_runs_nothing(tmp_path: Path) -> None:
     trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\ncat\n")
     trap.chmod(0o755)
     for key in ("core.fsmonitor", "filter.f.clean", "filter.f.smudge", "core.pager", "diff.external", "alias.ls-files"):
-        git(root, "config", key, str(trap))
-    git(root, "config", "core.untrackedCache", "true")
-    write(root, {"a.py": "y = 1\n", "new.py": "x\n"})
+        run_git(root, "config", key, str(trap))
+    run_git(root, "config", "core.untrackedCache", "true")
+    write_files(root, {"a.py": "y = 1\n", "new.py": "x\n"})
     os.utime(root / "d/b.py", ns=(1, 1))
     before = listing_of(root)
     code = read(root, cache=tmp_path / "cache/file")
     assert paths(code) == ["a.py", "d/b.py"]
     assert listing_of(root) == before
     assert not (tmp_path / "sprung").exists()
-    git(root, "ls-files", "--others", "--modified")  # as one would ask: the trap is one
+    run_git(root, "ls-files", "--others", "--modified")  # as one would ask: the trap is one
     assert (tmp_path / "sprung").exists()
 
 
@@ -620,9 +626,9 @@ def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
     changed.write_text("x = 9\n")  # as long as it was, and with its old time
     os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
     os.utime(root / "d1/f1.py")
-    write(root, {"d2/new.py": "x\n"})
-    git(root, "add", "d2/new.py")
-    git(root, "rm", "-q", "d2/f2.py")
+    write_files(root, {"d2/new.py": "x\n"})
+    run_git(root, "add", "d2/new.py")
+    run_git(root, "rm", "-q", "d2/f2.py")
     with opened(root) as names:
         second = read(root, cache=cache)
     assert sorted(names) == ["d0/f0.py", "d1/f1.py", "d2/new.py"]
@@ -633,7 +639,7 @@ def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
 def test_a_cache_serves_any_recipe_and_several_codebases(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for name in ("r", "s"):
-        write(tmp_path / name, {"a.py": f"{name}\n", "b.go": "x\n", "LICENSE": MIT})
+        write_files(tmp_path / name, {"a.py": f"{name}\n", "b.go": "x\n", "LICENSE": MIT})
         read(tmp_path / name, cache=cache)
     with opened(tmp_path / "s") as names:
         assert paths(read(tmp_path / "s", cache=cache, languages=("python",), licences=("MIT",))) == ["a.py"]
@@ -646,7 +652,7 @@ def test_a_cache_serves_any_recipe_and_several_codebases(tmp_path: Path) -> None
 
 def test_a_cache_is_its_owners_alone_and_holds_neither_secrets_nor_what_was_removed(tmp_path: Path) -> None:
     secret = "AK" + "IA" + "ABCDEFGH23456789"
-    write(tmp_path / "r", {"a.py": f"key = '{secret}'\n", "b.py": "unmistakable = 1\n"})
+    write_files(tmp_path / "r", {"a.py": f"key = '{secret}'\n", "b.py": "unmistakable = 1\n"})
     cache = tmp_path / "new/cache"
     before = os.umask(0)
     try:
@@ -682,7 +688,7 @@ def bodies(cache: Path) -> list[str]:
 
 
 def test_a_file_that_is_no_cache_is_named(tmp_path: Path) -> None:
-    write(tmp_path, {"r/a.py": "x\n", "notes": "not a database, and longer than a header " * 20})
+    write_files(tmp_path, {"r/a.py": "x\n", "notes": "not a database, and longer than a header " * 20})
     assert "notes" in message(tmp_path / "r", cache=tmp_path / "notes")
     assert "cannot be made" in message(tmp_path / "r", cache=tmp_path / "notes/cache")
 
@@ -692,7 +698,7 @@ def test_a_file_that_is_no_cache_is_named(tmp_path: Path) -> None:
 
 def make_many(folder: Path, files: int = 1200) -> Path:
     """Enough of them that other processes are asked: more than 4 megabytes."""
-    write(folder, {f"d{n % 7}/f{n}.py": f"x = {n}\n" * 500 for n in range(files)})
+    write_files(folder, {f"d{n % 7}/f{n}.py": f"x = {n}\n" * 500 for n in range(files)})
     return folder
 
 
@@ -718,7 +724,7 @@ def test_several_processes_read_what_one_does(tmp_path: Path) -> None:
 
 def test_a_file_that_ends_its_reader_costs_nothing_else(tmp_path: Path) -> None:
     root = make_many(tmp_path / "r")
-    write(root, {"d3/bad.py": "ends its reader\n", "d4/worse.py": "ends its reader\n"})
+    write_files(root, {"d3/bad.py": "ends its reader\n", "d4/worse.py": "ends its reader\n"})
     code = read(root, outline=deadly_outline)
     assert reasons(code) == {"d3/bad.py": "unparsable", "d4/worse.py": "unparsable"}
     assert len(code.files) == 1200

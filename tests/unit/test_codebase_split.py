@@ -23,11 +23,7 @@ import pytest
 
 from pipeline.codebase.classify import is_test
 from pipeline.codebase.duplicates import NEAR, groups, nearest, profile, shingles, similarity
-<<<<<<< HEAD
-from pipeline.codebase.history import read_history
-=======
 from pipeline.codebase.history import read_changes
->>>>>>> af2c673e
 from pipeline.codebase.mirrors import mirrored
 from pipeline.codebase.normal_form import normal_forms
 from pipeline.codebase.split import split
@@ -35,11 +31,7 @@ from pipeline.codebase.types import Change, Code, Edit, SourceFile, Split
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
 from tests.programs import LICENCE, edited, first_function, function, program, renamed
-<<<<<<< HEAD
-from tests.repositories import START, commit, git, make
-=======
 from tests.repositories import START, commit, empty_repository, run_git
->>>>>>> af2c673e
 
 Kind = Literal["file", "module", "time"]
 
@@ -54,11 +46,7 @@ def by(kind: Kind = "file", held_out: float = 0.3) -> Codebase:
 
 
 def unrelated(count: int) -> dict[str, str]:
-<<<<<<< HEAD
-    return {f"pkg{n % 7}/m{n}.py": program(n) for n in range(count)}
-=======
     return {f"pkg{n % 20}/m{n}.py": program(n) for n in range(count)}
->>>>>>> af2c673e
 
 
 @cache
@@ -158,19 +146,8 @@ def sound(of: Code, made: Split) -> None:
 
 @cache
 def sample() -> Code:
-<<<<<<< HEAD
-    """The folders of networkx in which most of what is near to something else lies: a third of it."""
-    inside = (
-        "algorithms/connectivity",
-        "algorithms/flow",
-        "algorithms/approximation",
-        "algorithms/traversal",
-        "classes",
-    )
-=======
     """The folders of networkx in which most of what is near to something else lies: an eighth of it."""
     inside = ("algorithms/connectivity", "algorithms/approximation", "algorithms/traversal")
->>>>>>> af2c673e
     return replace(networkx(), files=tuple(file for file in networkx().files if file.path.startswith(inside)))
 
 
@@ -204,13 +181,8 @@ def test_boilerplate_does_not_glue_real_code_together() -> None:
 
 
 def test_shingles_are_those_of_the_naive_comparison() -> None:
-<<<<<<< HEAD
-    files = [file for file in networkx().files if file.text.isascii()][::12]
-    assert len(files) > 30
-=======
     files = [file for file in networkx().files if file.text.isascii()][::20]
     assert len(files) > 20
->>>>>>> af2c673e
     naive = [naive_shingles(file.text) for file in files]
     ours = [shingles(file.text, "python") for file in files]
     assert [len(one) for one in ours] == [len(one) for one in naive]
@@ -255,17 +227,10 @@ COPIES: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("kind", ["file", "module"])
 @pytest.mark.parametrize("kind_of_copy", COPIES)
 def test_a_copy_is_never_on_the_other_side(kind_of_copy: str, kind: Kind) -> None:
-<<<<<<< HEAD
-    """One copy each in twelve repositories: without a comparison about half of them would lie across the sides."""
-    across = 0
-    for seed in range(12):
-        texts = {f"p{n}/m.py": program(100 * seed + n) for n in range(12)}
-=======
     """One copy each in six repositories: without a comparison about half of them would lie across the sides."""
     across = 0
     for seed in range(6):
         texts = {f"p{n}/m.py": program(100 * seed + n) for n in range(8)}
->>>>>>> af2c673e
         texts[f"copies{seed}/copy.py"] = COPIES[kind_of_copy](texts["p3/m.py"])
         made = split(code(texts), by(kind, 0.5))
         sound(code(texts), made)
@@ -279,19 +244,11 @@ def test_a_copy_is_never_on_the_other_side(kind_of_copy: str, kind: Kind) -> Non
 
 @pytest.mark.parametrize("kind_of_copy", COPIES)
 def test_every_kind_of_copy_is_found_and_nothing_else(kind_of_copy: str) -> None:
-<<<<<<< HEAD
-    texts = [program(n) for n in range(30)]
-    profiles = [profile(text, "python") for text in [*texts, COPIES[kind_of_copy](texts[7])]]
-    assert groups(profiles) == (*range(30), 7)
-    assert nearest(profiles[30:], profiles[:30]) == {0: 7}
-    assert nearest(profiles[30:], profiles[:7]) == {}
-=======
     texts = [program(n) for n in range(12)]
     profiles = [profile(text, "python") for text in [*texts, COPIES[kind_of_copy](texts[7])]]
     assert groups(profiles) == (*range(12), 7)
     assert nearest(profiles[12:], profiles[:12]) == {0: 7}
     assert nearest(profiles[12:], profiles[:7]) == {}
->>>>>>> af2c673e
 
 
 @pytest.mark.parametrize("language", ["javascript", "go", "rust", "java", "c", "cpp", "typescript", None])
@@ -307,20 +264,6 @@ def test_copies_in_other_languages(language: str | None) -> None:
 def test_formalities_glue_nothing() -> None:
     """Licences, short files of imports and getters are the same in unrelated files."""
     getter = "    def name(self):\n        return self._name\n\n"
-<<<<<<< HEAD
-    texts = {path: f"{LICENCE}import os\nimport sys\n\n\n{text}" for path, text in unrelated(30).items()}
-    texts = {path: f"{text}\n\nclass A:\n{getter}" for path, text in texts.items()}
-    texts |= {f"pkg{n}/__init__.py": f"{LICENCE}from pkg import a, b\n" for n in range(20)}
-    profiles = [profile(text, "python") for text in texts.values()]
-    assert groups(profiles) == tuple(range(50))
-
-
-def test_similarities_around_the_threshold() -> None:
-    """Found exactly where the exact similarity says so, in two hundred pairs near it."""
-    rng = random.Random(0)
-    seen = set()
-    for seed in range(200):
-=======
     texts = {path: f"{LICENCE}import os\nimport sys\n\n\n{text}" for path, text in unrelated(15).items()}
     texts = {path: f"{text}\n\nclass A:\n{getter}" for path, text in texts.items()}
     texts |= {f"pkg{n}/__init__.py": f"{LICENCE}from pkg import a, b\n" for n in range(20)}
@@ -333,7 +276,6 @@ def test_similarities_around_the_threshold() -> None:
     rng = random.Random(0)
     seen = set()
     for seed in range(60):
->>>>>>> af2c673e
         words = [f"w{rng.randrange(10**6)}" for _ in range(400)]
         changed = list(words)
         for place in rng.sample(range(400), rng.randrange(4, 14)):
@@ -360,15 +302,9 @@ def test_odd_texts_have_profiles(text: str) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "module"])
 def test_another_file_moves_none(kind: Kind) -> None:
-<<<<<<< HEAD
-    texts = unrelated(60)
-    before = split(code(texts), by(kind))
-    for n in range(60, 90):
-=======
     texts = unrelated(40)
     before = split(code(texts), by(kind))
     for n in range(60, 66):
->>>>>>> af2c673e
         after = split(code({**texts, f"{'pkg3' if n % 2 else f'new{n}'}/a{n}.py": program(n)}), by(kind))
         assert before.train <= after.train
         assert before.held_out <= after.held_out
@@ -378,11 +314,7 @@ def test_another_file_moves_none(kind: Kind) -> None:
 def test_the_order_of_files_and_their_texts_in_the_fingerprint(kind: Kind) -> None:
     texts = unrelated(40)
     made = split(code(texts), by(kind))
-<<<<<<< HEAD
-    for seed in range(3):
-=======
     for seed in range(2):
->>>>>>> af2c673e
         shuffled = random.Random(seed).sample(sorted(texts), len(texts))
         assert split(code({path: texts[path] for path in shuffled}), by(kind)) == made
     assert split(code({**texts, "pkg0/m0.py": texts["pkg0/m0.py"] + "\n"}), by(kind)).fingerprint != made.fingerprint
@@ -403,14 +335,6 @@ def test_two_processes_agree() -> None:
 
 
 def test_shares() -> None:
-<<<<<<< HEAD
-    texts = unrelated(300)
-    for held_out in (0.05, 0.2, 0.5, 0.9):
-        made = split(code(texts), by("file", held_out))
-        assert held_out / 2 <= len(made.held_out) / 300 <= 2 * held_out
-    for count in range(2, 12):
-        sound(few := code(unrelated(count)), split(few, by("file", 0.01)))
-=======
     texts = unrelated(120)
     for held_out in (0.1, 0.5, 0.9):
         made = split(code(texts), by("file", held_out))
@@ -418,18 +342,12 @@ def test_shares() -> None:
     for count in (2, 3, 7):
         few = code(unrelated(count))
         sound(few, split(few, by("file", 0.01)))
->>>>>>> af2c673e
         sound(few, split(few, by("file", 0.99)))
 
 
 def test_a_group_that_is_too_large_teaches() -> None:
-<<<<<<< HEAD
-    texts = {f"copies/m{n}.py": LICENCE * n + program(0) for n in range(40)} | unrelated(60)
-    for held_out in (0.05, 0.2, 0.3):
-=======
     texts = {f"copies/m{n}.py": LICENCE * n + program(0) for n in range(24)} | unrelated(40)
     for held_out in (0.05, 0.3):
->>>>>>> af2c673e
         made = split(code(texts), by("file", held_out))
         assert {path for path in texts if path.startswith("copies/")} <= made.train
 
@@ -467,28 +385,17 @@ def test_which_file_a_test_mirrors(test: str, tested: str | None) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "module"])
 def test_tests_are_where_what_they_test_is(kind: Kind) -> None:
-<<<<<<< HEAD
-    texts = {f"p{n}/m{n}.py": program(n) for n in range(40)}
-    tests = {f"tests/p{n}/test_m{n}.py": program(1000 + n) for n in range(40)}
-    made, bare = split(code(texts | tests), by(kind)), split(code(texts), by(kind))
-    for n in range(40):
-=======
     texts = {f"p{n}/m{n}.py": program(n) for n in range(24)}
     tests = {f"tests/p{n}/test_m{n}.py": program(1000 + n) for n in range(24)}
     made, bare = split(code(texts | tests), by(kind)), split(code(texts), by(kind))
     for n in range(24):
->>>>>>> af2c673e
         assert (f"p{n}/m{n}.py" in made.train) == (f"tests/p{n}/test_m{n}.py" in made.train)
     assert bare.train <= made.train
     assert bare.held_out <= made.held_out
 
 
 def test_a_module_is_whole() -> None:
-<<<<<<< HEAD
-    texts = {f"p{n % 9}/m{n}.py": program(n) for n in range(60)}
-=======
     texts = {f"p{n % 9}/m{n}.py": program(n) for n in range(36)}
->>>>>>> af2c673e
     made = split(code(texts), by("module"))
     sound(code(texts), made)
     assert not {Path(path).parent for path in made.train} & {Path(path).parent for path in made.held_out}
@@ -528,19 +435,11 @@ def growing(root: Path, seed: int) -> list[str]:
     """Thirty commits on crossing branches; each writes lines of its own (`mark_N`) into some files, moves some and
     copies some. Their names."""
     rng = random.Random(seed)
-<<<<<<< HEAD
-    make(root)
-    names = [commit(root, {f"m{n}.py": f"# mark_0\n{program(50 * seed + n)}" for n in range(16)}, "0", START)]
-    for n in range(1, 30):
-        if n % 7 == 3:
-            git(root, "checkout", "-q", "-b", f"side{n}")
-=======
     empty_repository(root)
     names = [commit(root, {f"m{n}.py": f"# mark_0\n{program(50 * seed + n)}" for n in range(16)}, "0", START)]
     for n in range(1, 30):
         if n % 7 == 3:
             run_git(root, "checkout", "-q", "-b", f"side{n}")
->>>>>>> af2c673e
         present = sorted(path.name for path in root.glob("*.py"))
         chosen = rng.sample(present, 1 + n % 2)
         written: dict[str, str | bytes | None] = {
@@ -550,29 +449,17 @@ def growing(root: Path, seed: int) -> list[str]:
             written |= {chosen[0]: None, f"moved{n}.py": written[chosen[0]]}
         names.append(commit(root, written, f"{n}", START + 100 * n))
         if n % 7 == 6:
-<<<<<<< HEAD
-            git(root, "checkout", "-q", "main")
-            write_late = f"on main while side{n - 3} was open, mark_{n + 100}"
-            commit(root, {f"late{n}.py": f"# {write_late}\n{program(7000 + n)}"}, write_late, START + 100 * n + 1)
-            git(root, "merge", "-q", "--no-ff", "-m", "merged", f"side{n - 3}", time=START + 100 * n + 2)
-=======
             run_git(root, "checkout", "-q", "main")
             write_late = f"on main while side{n - 3} was open, mark_{n + 100}"
             commit(root, {f"late{n}.py": f"# {write_late}\n{program(7000 + n)}"}, write_late, START + 100 * n + 1)
             run_git(root, "merge", "-q", "--no-ff", "-m", "merged", f"side{n - 3}", time=START + 100 * n + 2)
->>>>>>> af2c673e
     return names
 
 
 def read(root: Path, commits: int = 100) -> Code:
     texts = {path.name: path.read_text() for path in sorted(root.glob("*.py"))}
-<<<<<<< HEAD
-    changes = read_history(root, Codebase(path="x", commits=commits), keep).changes
-    return code(texts, root=root, revision=git(root, "rev-parse", "HEAD").strip(), changes=changes)
-=======
     changes = read_changes(root, Codebase(path="x", commits=commits), keep).changes
     return code(texts, root=root, revision=run_git(root, "rev-parse", "HEAD").strip(), changes=changes)
->>>>>>> af2c673e
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -603,11 +490,7 @@ def test_what_is_not_committed_yet_teaches_nothing(tmp_path: Path) -> None:
 
 
 def test_what_was_taken_back_is_held_out_all_the_same(tmp_path: Path) -> None:
-<<<<<<< HEAD
-    root = make(tmp_path / "r")
-=======
     root = empty_repository(tmp_path / "r")
->>>>>>> af2c673e
     commit(root, {f"m{n}.py": program(n) for n in range(9)}, "first", START)
     commit(root, {"m1.py": program(500)}, "second", START + 1)
     commit(root, {"m1.py": program(1)}, "taken back", START + 2)
@@ -634,11 +517,7 @@ def test_what_cannot_be_split(texts: dict[str, str], kind: Kind, told: str) -> N
 
 
 def test_a_history_that_is_too_short(tmp_path: Path) -> None:
-<<<<<<< HEAD
-    root = make(tmp_path / "r")
-=======
     root = empty_repository(tmp_path / "r")
->>>>>>> af2c673e
     commit(root, {"a.py": program(1), "b.py": program(2)})
     with pytest.raises(DataError, match=r"source\.commits"):
         split(read(root), by("time"))

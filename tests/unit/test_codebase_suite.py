@@ -22,7 +22,7 @@ from teachers.config import RepositorySuite, Sandbox
 from teachers.repository_run import Trial, ran
 from teachers.repository_tests import Grading, grade
 from teachers.types import Judgment
-from tests.repositories import FILES, code_of, make, place_of
+from tests.suites import FILES, code_of, make, place_of
 
 walled = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 

@@ -24,11 +24,7 @@ RUNNING = {"pipeline.run", "pipeline.job", "pipeline.assess"}  # the halves of a
 WIDE = {*RUNNING, "pipeline.loop", "pipeline.trainer", "teachers.pool"}
 MOST_IMPORTS = 8  # modules of this project, types and errors aside, that any other module may import
 ENTRY = {"pipeline.run": {"pipeline.cli"}, "pipeline.trainer": RUNNING}
-<<<<<<< HEAD
-OPTIONAL = {"vllm", "sglang", "openai", "wandb", "trackio", "tensorboard", "torchao", "lm_eval", "trl", "tree_sitter"}
-=======
-OPTIONAL = {"vllm", "sglang", "openai", "wandb", "trackio", "tensorboard", "torchao", "lm_eval", "trl", "pytest"}
->>>>>>> a323a303
+OPTIONAL = {"vllm", "sglang", "openai", "wandb", "trackio", "tensorboard", "torchao", "lm_eval", "trl", "tree_sitter", "pytest"}
 COMES_WITH = {"pydantic_core": "pydantic"}  # which pins its version exactly
 
 

@@ -32,7 +32,7 @@ from teachers.repository_tests import (
     trial_of,
 )
 from teachers.types import Answer, Judgment, RawText, ScoreRequest, TeacherFailure
-from tests.repositories import FILES, code_of, make, place_of
+from tests.suites import FILES, code_of, make, place_of
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
