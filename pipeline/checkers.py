@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.types import Prompt
+from teachers.python_tests import fenced
 
 # A sign is one only where no operand stands before it: "5-3" ends in 3, "= -3" in -3.
 SIGN = r"(?:(?<![\w)\]}])[-\N{MINUS SIGN}])?"
@@ -30,7 +31,8 @@ MOST_DIGITS = 200
 def check(checker: str, completion: str, reference: str | None, prompt: Prompt | None = None) -> float | None:
     """The score of `completion` in [0, 1]; None where there is no judging it: checker `none`, or no reference.
 
-    exact: equal after white space is normalised. numeric: equal numbers (`last_number`). similarity: see there.
+    exact: equal after white space is normalised. numeric: equal numbers (`last_number`). first_line: equal first lines,
+    white space around them aside. similarity: see there.
     python_tests: 1 where the reference's tests pass in the sandbox (`humaneval.py`). repository_tests: 1 where the
     repository's own do (`teachers/repository_tests.py`), by the prompt's `grading`. `path/to/file.py:function`:
     what `function(completion, reference, prompt)` returns, a bool or a number in [0, 1]; it is called without a
@@ -45,12 +47,15 @@ def check(checker: str, completion: str, reference: str | None, prompt: Prompt |
         return None
     if checker == "exact":
         return float(completion.split() == reference.split())
+    if checker == "first_line":
+        first = reference.strip().partition("\n")[0].rstrip()
+        return float(_as_long(completion, first) == first)
     if checker == "similarity":
         return similarity(completion, reference)
     if checker in ("python_tests", "repository_tests"):
         return _run_tests(checker, completion, reference, prompt)
     if checker != "numeric":
-        known = "exact, numeric, similarity, python_tests, repository_tests, none"
+        known = "exact, numeric, first_line, similarity, python_tests, repository_tests, none"
         raise DataError(f"unknown checker {checker!r}: choose {known} or a file.py:function")
     expected = last_number(reference)
     if expected is None:
@@ -61,13 +66,21 @@ def check(checker: str, completion: str, reference: str | None, prompt: Prompt |
 
 def similarity(completion: str, reference: str) -> float:
     """Edit similarity: 1 - d / (a + b), where a and b are the lengths in characters without the white space around and
-    d is the fewest characters to insert and delete that make one the other; 1 for two empty texts.
+    d is the fewest characters to insert and delete that make one the other; 1 for two empty texts. Of the completion
+    only as many lines as the reference has: a model of code goes on with what comes next in the file.
 
     What CodeXGLUE's completion tasks report (2102.04664, §3.2; their `fuzz.ratio`, over 100).
     """
     from rapidfuzz.distance import Indel
 
-    return float(Indel.normalized_similarity(completion.strip(), reference.strip()))
+    reference = reference.strip()
+    return float(Indel.normalized_similarity(_as_long(completion, reference), reference))
+
+
+def _as_long(completion: str, reference: str) -> str:
+    """A completion without a fence around it, of no more lines than the reference."""
+    answer = next(iter(fenced(completion)), completion)
+    return "\n".join(answer.split("\n")[: reference.count("\n") + 1]).strip()
 
 
 def _run_tests(checker: str, completion: str, reference: str, prompt: Prompt | None) -> float | None:

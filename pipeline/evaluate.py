@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
-from pipeline.checkers import check
-from pipeline.measures import edit_similarity, reference_losses
+from pipeline.checkers import check, similarity
+from pipeline.measures import reference_losses
 from pipeline.recipe import Measure
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import SamplingSettings
@@ -120,7 +120,7 @@ def _measured(
         near: dict[str, list[float]] = {}
         for sample in judged:
             if sample.reference is not None:
-                near.setdefault(sample.prompt_id, []).append(edit_similarity(sample.completion, sample.reference))
+                near.setdefault(sample.prompt_id, []).append(similarity(sample.completion, sample.reference))
         found["similarity"] = {prompt_id: sum(values) / len(values) for prompt_id, values in near.items()}
     return found
 

@@ -8,8 +8,8 @@ from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.codebase.reading import summary
 from pipeline.codebase.source import Opened, Shelf, cache_file, open_codebase
+from pipeline.codebase.summary import Summary, summary
 from pipeline.codebase.tasks import TASKS, example, places
 from pipeline.codebase.types import Example, FillInTheMiddle, Place, Room, TaskName
 from pipeline.display import Display
@@ -64,8 +64,7 @@ def ingest(config: Codebase, tasks: Sequence[TaskName], shown: int, display: Dis
     """Prints all of it, with `shown` examples of each task from the training side. Raises DataError as reading does."""
     opened = _read(config, display)
     code, sides = opened.code, opened.split
-    for title, columns, rows in summary(code):
-        display.table(title, columns, rows)
+    _show(summary(code), display)
     display.table(
         "split",
         ["side", "files", "commits"],
@@ -94,12 +93,22 @@ def _read(config: Codebase, display: Display) -> Opened:
         return open_codebase(config, Shelf(Path.cwd(), cache_file(), advance))
 
 
+def _show(found: Summary, display: Display) -> None:
+    taken = [[each.language, each.files, each.tests, each.lines, f"{each.size:,}", ", ".join(each.licences) or None]
+             for each in found.taken]  # fmt: skip
+    display.table("what is used", ["language", "files", "of them tests", "lines", "bytes", "licences"], taken)
+    if found.left_out:
+        display.table("what is left out", ["why", "files", "the first one"], [list(each) for each in found.left_out])
+    if found.secrets:
+        display.table("secrets, replaced", ["kind", "found"], [list(each) for each in found.secrets])
+
+
 def _places(opened: Opened, task: TaskName) -> tuple[list[Place], list[Place]]:
     sides = opened.split
     train, held_out = (
         (sides.train_changes, sides.held_out_changes) if task == "commit" else (sides.train, sides.held_out)
     )
-    return places(task, opened.code, train, PLACES), places(task, opened.code, held_out, PLACES)
+    return places(task, opened.code, train, PLACES, ROOM), places(task, opened.code, held_out, PLACES, ROOM)
 
 
 def _counted(found: Sequence[Place]) -> str:

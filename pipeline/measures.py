@@ -1,7 +1,4 @@
-"""What is measured on held-out prompts beside the checker's score: the loss on the references, how near an answer is.
-
-Both are of the reference's own text, so they move before an answer is exactly right.
-"""
+"""The loss on held-out references: it moves before any answer is right."""
 
 from __future__ import annotations
 
@@ -44,13 +41,3 @@ def reference_losses(lm: CausalLM, prompts: Sequence[Prompt]) -> dict[str, float
         losses[names[index]] = -float(logprobs.gather(-1, labels[:, None]).mean())
     head.release()
     return {name: losses[name] for name in names}
-
-
-def edit_similarity(completion: str, reference: str) -> float:
-    """1 - insertions and deletions between them / the sum of their lengths, white space at the ends aside; in [0, 1].
-
-    The indel ratio, as the line completion tasks of CodeXGLUE (2102.04664) measure it.
-    """
-    from rapidfuzz.fuzz import ratio
-
-    return float(ratio(completion.strip(), reference.strip())) / 100

@@ -131,9 +131,8 @@ class Columns(Section):
     privileged: str | None = None
 
 
-Checker = Annotated[
-    str, Field(pattern=r"^(exact|numeric|similarity|python_tests|repository_tests|none|.+\.py:[A-Za-z_]\w*)$")
-]
+CHECKERS = "exact|numeric|first_line|similarity|python_tests|repository_tests|none"
+Checker = Annotated[str, Field(pattern=rf"^({CHECKERS}|.+\.py:[A-Za-z_]\w*)$")]
 
 
 class SourceBase(Section):

@@ -12,9 +12,9 @@ from pipeline.codebase.types import Room, SourceFile, Span
 CLOSE_ENOUGH = 0.9  # of the room: a stretch is cut back further anyway, to where a function begins
 
 
-def document_text(file: SourceFile, span: Span) -> str:
-    """A stretch as a model sees it: under a line with the file's path."""
-    return f"{comment(file.path, file.language)}\n{file.text[span.start : span.end]}"
+def titled(file: SourceFile) -> str:
+    """The line above a stretch: its file's path."""
+    return f"{comment(file.path, file.language)}\n"
 
 
 def stretches(file: SourceFile, room: Room) -> Iterator[Span]:
@@ -28,7 +28,7 @@ def stretches(file: SourceFile, room: Room) -> Iterator[Span]:
     bounds = [*starts, len(text)]
 
     def tokens(first: int, last: int) -> int:
-        return room.count(document_text(file, Span(bounds[first], bounds[last])))
+        return room.count(text[bounds[first] : bounds[last]])
 
     first = 0
     while first < len(starts):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pipeline.codebase.asked import Asked
 from pipeline.codebase.candidates import own_lines
 from pipeline.codebase.context import Packed, Window, headed, pack, tells
-from pipeline.codebase.documents import document_text
+from pipeline.codebase.documents import titled
 from pipeline.codebase.lexis import comment
 from pipeline.codebase.links import Links, Ref, outline
 from pipeline.codebase.types import Code, Example, FillInTheMiddle, Place, Room, Span, Symbol
@@ -23,10 +23,11 @@ STEPS_TO_TESTS = 3  # a test that calls what calls what calls it
 
 
 def document(code: Code, links: Links, place: Place, room: Room) -> Example | None:
-    """Supervised text: nothing is asked, the stretch with its path is the answer, for chatting students too."""
+    """Supervised text, for chatting students too: after its file's path, the stretch itself."""
     del links
-    reference = document_text(code.files[place.file], place.span)
-    return Example(RawText(""), reference) if room.count(reference) <= room.reference else None
+    file = code.files[place.file]
+    reference = file.text[place.span.start : place.span.end]
+    return Example(RawText(titled(file)), reference) if room.count(reference) <= room.reference else None
 
 
 def line(code: Code, links: Links, place: Place, room: Room) -> Example | None:

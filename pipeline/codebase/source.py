@@ -116,7 +116,7 @@ def _built(
 ) -> tuple[Example, ...]:
     found = (
         example(source.task, opened.code, opened.links, place, room)
-        for place in places(source.task, opened.code, allowed, count)
+        for place in places(source.task, opened.code, allowed, count, room)
     )
     return tuple(each for each in found if each is not None)
 

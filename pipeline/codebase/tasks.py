@@ -18,24 +18,30 @@ MOST_IN_A_FILE = 64  # places of one task, documents aside: the codebase is to b
 @dataclass(frozen=True)
 class Task:
     """candidates: all places of one file (its number in `Code.files`), in any order; None for what is no file's.
-    example: from one of them; None where it does not fit the room. exhaustive: every candidate counts."""
+    example: from one of them; None where it does not fit the room. checker: how an answer is judged where nothing is
+    run (`pipeline.checkers`). exhaustive: every candidate counts."""
 
     summary: str
     candidates: Callable[[SourceFile, int, Room], Iterator[Place]] | None
     example: Callable[[Code, Links, Place, Room], Example | None]
+    checker: str
     exhaustive: bool = False
 
 
 TASKS: Mapping[TaskName, Task] = MappingProxyType(
     {
-        "document": Task("a file, in stretches, as text to learn", candidates.documents, examples.document, True),
-        "line": Task("complete a line", candidates.lines, examples.line),
-        "body": Task("write a function's body", candidates.bodies, examples.body),
-        "fim": Task("fill in statements between others", candidates.gaps, examples.fill),
-        "docstring": Task("document a function", candidates.docstrings, examples.docstring),
-        "explain": Task("name what uses a symbol", candidates.named, examples.explain),
-        "commit": Task("make the change of a commit message", None, commits.commit),
-        "feature": Task("write a missing body until its tests pass", candidates.removable, examples.feature),
+        "document": Task(
+            "a file, in stretches, as text to learn", candidates.documents, examples.document, "none", True
+        ),
+        "line": Task("complete a line", candidates.lines, examples.line, "first_line"),
+        "body": Task("write a function's body", candidates.bodies, examples.body, "similarity"),
+        "fim": Task("fill in statements between others", candidates.gaps, examples.fill, "similarity"),
+        "docstring": Task("document a function", candidates.docstrings, examples.docstring, "similarity"),
+        "explain": Task("name what uses a symbol", candidates.named, examples.explain, "similarity"),
+        "commit": Task("make the change of a commit message", None, commits.commit, "similarity"),
+        "feature": Task(
+            "write a missing body until its tests pass", candidates.removable, examples.feature, "similarity"
+        ),
     }
 )
 

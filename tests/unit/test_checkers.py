@@ -153,6 +153,24 @@ def test_similarity_is_what_its_formula_says(trial: int) -> None:
     assert check("similarity", left, right) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("checker", "completion", "reference", "expected"),
+    [
+        ("first_line", " + b\n    return c", "+ b", 1.0),
+        ("first_line", "\n+ b", "+ b", 0.0),
+        ("first_line", "+ b, c", "+ b", 0.0),
+        ("first_line", "```python\n+ b\n```", "+ b", 1.0),
+        ("similarity", "    a = 1\n    return a\n\n\ndef next():", "    a = 1\n    return a\n", 1.0),
+        ("similarity", "    a = 1\n", "    a = 1\n    return a", 2 * 5 / (5 + 18)),
+        ("similarity", "```\nab\n```\nwhich is it", "ab", 1.0),
+    ],
+)
+def test_what_a_model_of_code_goes_on_with_is_not_judged(
+    checker: str, completion: str, reference: str, expected: float
+) -> None:
+    assert check(checker, completion, reference) == pytest.approx(expected)
+
+
 def test_similarity_of_the_same_and_of_nothing_alike() -> None:
     assert check("similarity", " return x\n", "return x") == 1.0
     assert check("similarity", "", "") == 1.0

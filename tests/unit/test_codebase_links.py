@@ -76,7 +76,8 @@ def test_python_imports_of_packages_and_scripts(path: str, expected: list[str]) 
             "src/pkg/core/__init__.py": "",
             "src/pkg/core/base.py": "from ..tools import tool\nfrom .more import x\nfrom .... import nothing\n",
             "src/pkg/core/more.py": "x = 1\n",
-            "src/pkg/app.py": "import os\nimport pkg.core.base\nimport pkg\nfrom . import tools\nfrom .core import more\n",
+            "src/pkg/app.py": "import os\nimport pkg.core.base\nimport pkg\nfrom . import tools\n"
+            "from .core import more\n",
             "scripts/run.py": "import helper_of_nobody\nfrom scripts import helper\nfrom pkg.app import main\n",
             "scripts/helper.py": "",
         }
@@ -136,11 +137,11 @@ def test_imports_of_other_languages(path: str, text: str, expected: int) -> None
 
 SMALL = {
     "pkg/__init__.py": "from .shapes import area\n",
-    "pkg/shapes.py": "def area(x):\n    return scale(x)\ndef scale(x):\n    return x\nclass Box:\n    def widen(self):\n"
-    "        return self.grow()\n    def grow(self):\n        return area(self)\n",
+    "pkg/shapes.py": "def area(x):\n    return scale(x)\ndef scale(x):\n    return x\nclass Box:\n"
+    "    def widen(self):\n        return self.grow()\n    def grow(self):\n        return area(self)\n",
     "pkg/copy.py": "def area(x):\n    return 2\ndef use():\n    return area(1)\n",
-    "pkg/user.py": "from pkg import area\ndef use():\n    return area(1)\nclass K:\n    size = area(2)\n    def m(self):\n"
-    "        return scale(1)\n",
+    "pkg/user.py": "from pkg import area\ndef use():\n    return area(1)\nclass K:\n    size = area(2)\n"
+    "    def m(self):\n        return scale(1)\n",
     "other/loose.py": "def f(d):\n    d.append(1)\n    return grow(d), area(d)\n",
     "other/own.py": "def append(x):\n    return x\n",
     "test_shapes.py": "from pkg.shapes import area\ndef test_area():\n    assert area(1)\n",

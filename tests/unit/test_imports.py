@@ -24,7 +24,10 @@ RUNNING = {"pipeline.run", "pipeline.job", "pipeline.assess"}  # the halves of a
 WIDE = {*RUNNING, "pipeline.loop", "pipeline.trainer", "teachers.pool"}
 MOST_IMPORTS = 8  # modules of this project, types and errors aside, that any other module may import
 ENTRY = {"pipeline.run": {"pipeline.cli"}, "pipeline.trainer": RUNNING}
-OPTIONAL = {"vllm", "sglang", "openai", "wandb", "trackio", "tensorboard", "torchao", "lm_eval", "trl", "tree_sitter", "pytest"}
+OPTIONAL = {
+    *("vllm", "sglang", "openai", "wandb", "trackio", "tensorboard", "torchao", "lm_eval", "trl"),
+    *("tree_sitter", "pytest"),
+}
 COMES_WITH = {"pydantic_core": "pydantic"}  # which pins its version exactly
 
 

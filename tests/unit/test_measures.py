@@ -1,4 +1,4 @@
-"""Losses on references against a plain forward over the whole text, and edit similarity against its definition."""
+"""Losses on references against a plain forward over the whole text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.evaluate import evaluate_model, measure_table, measured_mean
-from pipeline.measures import edit_similarity, reference_losses
+from pipeline.measures import reference_losses
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.types import Prompt
 from teachers.causal_lm import CausalLM, load_causal_lm, render
@@ -54,23 +54,6 @@ def longest_common(first: str, second: str) -> int:
     if first[0] == second[0]:
         return 1 + longest_common(first[1:], second[1:])
     return max(longest_common(first[1:], second), longest_common(first, second[1:]))
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ("return x", "return x"),
-        ("", ""),
-        ("abc", ""),
-        ("abc", "xyz"),
-        ("G.add_edge(u, v)", "G.add_node(u)"),
-        (" a ", "a"),
-    ],
-)
-def test_edit_similarity_is_the_indel_ratio(first: str, second: str) -> None:
-    a, b = first.strip(), second.strip()
-    expected = 2 * longest_common(a, b) / (len(a) + len(b)) if a or b else 1.0
-    assert edit_similarity(first, second) == pytest.approx(expected, abs=1e-12)
 
 
 def test_an_evaluation_keeps_the_measures_that_were_asked_for(tmp_path: Path) -> None:
