@@ -21,6 +21,7 @@ from pipeline.evaluate import (
     table,
 )
 from pipeline.files import append_line, read_json, read_lines, write_json
+from pipeline.gains import codebase_domains, gains_line, gains_table, sides_of
 from pipeline.job import Job, Parts
 from pipeline.likeness import divergences
 from pipeline.loop import Loop
@@ -116,16 +117,23 @@ def divergence_left(job: Job, parts: Parts, loop: Loop, step: int) -> dict[str, 
 
 def conclude(job: Job, scores: Mapping[str, Scores], left: Mapping[str, Mapping[str, float]]) -> None:
     """evaluation.json, and the table that a person sees."""
-    result = evaluation_json(scores, left) | {"tokens_trained": _tokens_trained(job.folder)}
+    measures = job.recipe.evaluation.measures
+    inside = codebase_domains(job.recipe)
+    sides = sides_of(scores, inside, measures) if inside else {}
+    result = evaluation_json(scores, left) | {"sides": sides, "tokens_trained": _tokens_trained(job.folder)}
     write_json(job.folder / "evaluation.json", result)
     columns, rows = table(scores)
     job.display.table("held-out scores", columns, rows)
-    for measure in job.recipe.evaluation.measures:
+    for measure in measures:
         columns, rows = measure_table(scores, measure)
         job.display.table(f"held-out {MEASURED[measure]}", columns, rows)
     columns, rows = passes_table(scores)
     if rows:
         job.display.table("one of k answers passes", columns, rows)
+    if sides:
+        columns, means = gains_table(sides)
+        job.display.table("the codebase, and what is kept elsewhere", columns, means)
+        job.display.note(gains_line(sides))
     share = result["share_of_specialists"]
     if share:
         job.display.note(

@@ -92,7 +92,8 @@ class _Scan:
 
 def load_prompts(data: Data, *, folder: Path, seed: int, code: Reader | None = None) -> PromptSets:
     """Every source's prompts. `folder` is the recipe's, for relative paths; `seed` moves generated tasks only; `code`
-    reads codebases, for recipes that have sources of that kind. A source of weight 0 has no training side.
+    reads codebases, for recipes that have sources of that kind. A source of weight 0 has no training side; one of
+    commits is left out where the recipe reads no history, so that `source.commits` alone decides about it.
 
     Raises DataError: see `tables`; too few rows to hold any out and train on the rest; an unknown task.
     """
@@ -105,11 +106,12 @@ def load_prompts(data: Data, *, folder: Path, seed: int, code: Reader | None = N
         assert code is not None
         return _scan_code(source, name, data.held_out, folder, code)
 
-    scans = {name: scan(name, source) for name, source in data.sources.items()}
+    sources = {name: source for name, source in data.sources.items() if not _without_history(source, code)}
+    scans = {name: scan(name, source) for name, source in sources.items()}
     hidden = {text_key(prompt.conversation, prompt.reference) for found in scans.values() for prompt in found.held_out}
     train: dict[str, Rows] = {}
     for name, found in scans.items():
-        if data.sources[name].weight == 0:
+        if sources[name].weight == 0:
             continue
         kept = [place for place, key in enumerate(found.keys) if key not in hidden]
         if not kept:
@@ -123,7 +125,7 @@ def load_prompts(data: Data, *, folder: Path, seed: int, code: Reader | None = N
     return PromptSets(
         MappingProxyType(train),
         MappingProxyType(_by_domain(scans)),
-        MappingProxyType({name: source.weight for name, source in data.sources.items()}),
+        MappingProxyType({name: source.weight for name, source in sources.items()}),
         MappingProxyType({name: found.dropped for name, found in scans.items()}),
         _hash(
             [str(data.held_out), *(part for name, found in scans.items() for part in (name, found.digest.hex()))], 16
@@ -263,6 +265,13 @@ def _scan_tasks(source: TaskSource, name: str, held_out: int, folder: Path, seed
     sizes = _sizes(distinct)
     digest = _hash([*ids, *(prompt.prompt_id for prompt in hidden)], 16)
     return _Scan(distinct.__getitem__, range(len(ids)), ids, keys, sizes, hidden, source.count - len(ids), digest)
+
+
+def _without_history(source: Source, code: Reader | None) -> bool:
+    if not isinstance(source, CodebaseSource) or source.task != "commit" or code is None:
+        return False
+    config = source.of or code.own
+    return config is not None and not config.commits
 
 
 def _scan_code(source: CodebaseSource, name: str, held_out: int, folder: Path, reader: Reader) -> _Scan:

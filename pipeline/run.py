@@ -219,7 +219,8 @@ def _describe(loaded: LoadedRecipe, folder: Path, display: Display) -> None:
         display.table("who runs the teachers", list(TERMS), said)
 
 
-def _describe_parts(parts: Parts, display: Display) -> None:
+def _describe_parts(job: Job, parts: Parts) -> None:
+    display = job.display
     tolerance = parts.student.lm.tolerance
     trained = sum(parameter.numel() for parameter in parts.student.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parts.student.parameters())
@@ -229,6 +230,9 @@ def _describe_parts(parts: Parts, display: Display) -> None:
             display.note(f"student: no {name.replace('_', ' ')} with this architecture; equal lengths decode together")
     for source, prompts in parts.prompts.train.items():
         display.note(f"source {source}: {len(prompts):,} prompts, {parts.prompts.dropped[source]:,} dropped")
+    for source in job.recipe.data.sources:
+        if source not in parts.prompts.weights:
+            display.note(f"source {source}: left out, its codebase is read without history (source.commits is 0)")
     for domain, held_out in parts.prompts.held_out.items():
         display.note(f"domain {domain}: {len(held_out):,} held-out prompts")
     for note in parts.pool.notes:
