@@ -195,7 +195,7 @@ def _check(
         job = Job(loaded, Path(world.gather(scratch)[0]), made, accelerator, world, display)
         parts = load_parts(job)
         try:
-            _describe_parts(parts, display)
+            _describe_parts(job, parts)
             loop = build_loop(job, parts)
             preflight(job, parts, loop, peak_bytes)
             if step:
