@@ -171,9 +171,9 @@ class _Student:
         return self.head.scale / self.temperature
 
     def accumulate(self, gradient: Tensor, hidden: Tensor, positions: Tensor) -> None:
-        """Adds a chunk's part. gradient (C, V): what `_run_block` leaves."""
+        """Adds a chunk's part. gradient (C, V): what `_run_block` leaves; zeros in rows that have no position."""
         if self.hidden_grad is not None:
-            part = torch.mm(gradient, self.rows).mul_(self.factor)
+            part = torch.mm(gradient, self.rows)[: len(positions)].mul_(self.factor)
             self.hidden_grad.index_copy_(0, positions, part.to(self.hidden_grad.dtype))
         if self.weight_grad is not None:
             scaled = hidden * self.factor
@@ -307,17 +307,25 @@ def _run_group(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -> N
     for start in range(0, len(group.positions), chunk):
         part = slice(start, start + chunk)
         positions = group.positions[part]
-        hidden = student.hidden[positions].to(student.rows.dtype)
-        raw = space.take("student", (len(positions), student.head.size), student.rows.dtype)
+        hidden = _steady(student.hidden[positions].to(student.rows.dtype))
+        raw = space.take("student", (len(hidden), student.head.size), student.rows.dtype)
         torch.mm(hidden, student.rows.T, out=raw)
         covering = [
             _covering(run.batch.targets[index], index, rows[part], heads, space)
             for index, rows in zip(group.targets, group.rows, strict=True)
         ]
         for first in range(0, len(positions), block):
-            _run_block(run, raw, positions, covering, group.supervised, slice(first, first + block))
+            _run_block(run, raw[: len(positions)], positions, covering, group.supervised, slice(first, first + block))
         if student.differentiated:
             student.accumulate(raw, hidden, positions)
+
+
+def _steady(hidden: Tensor) -> Tensor:
+    """With rows of zeros up to a multiple of 64 where a CPU multiplies in bf16: a product is compiled for every new
+    shape there, and kept. Their logits, and so their gradients, are zero."""
+    if hidden.device.type != "cpu" or hidden.dtype != torch.bfloat16:
+        return hidden
+    return torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % 64))
 
 
 def _rows_at_once(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -> tuple[int, int]:
@@ -344,10 +352,10 @@ def _covering(target: Target, index: int, rows: Tensor, heads: Mapping[str, Head
     hidden = signal.hidden[rows]
     finite = hidden.isfinite().all(-1)
     ignored = ~finite & (target.weights[rows] == 0)
-    hidden = hidden.masked_fill(ignored[:, None], 0.0).to(matrix.dtype)
-    raw = space.take(f"teacher {index}", (len(rows), len(matrix)), matrix.dtype)
+    hidden = _steady(hidden.masked_fill(ignored[:, None], 0.0).to(matrix.dtype))
+    raw = space.take(f"teacher {index}", (len(hidden), len(matrix)), matrix.dtype)
     torch.mm(hidden, matrix.T, out=raw)
-    return _Covering(index, target, rows, raw, finite, loaded.bias)
+    return _Covering(index, target, rows, raw[: len(rows)], finite, loaded.bias)
 
 
 # ---- blocks: everything else ----
