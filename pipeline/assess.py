@@ -130,7 +130,7 @@ def conclude(job: Job, scores: Mapping[str, Scores], left: Mapping[str, Mapping[
     columns, rows = passes_table(scores)
     if rows:
         job.display.table("one of k answers passes", columns, rows)
-    if sides:
+    if sides.get("elsewhere", {}).get("score"):
         columns, means = gains_table(sides)
         job.display.table("the codebase, and what is kept elsewhere", columns, means)
         job.display.note(gains_line(sides))

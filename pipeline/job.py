@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -39,6 +40,8 @@ from teachers.tools import Tools
 from teachers.types import Conversation
 
 WRITTEN_TOGETHER = 16  # steps of teachers' answers; a teacher that writes six rows at a time takes as long as for fifty
+
+COUNTED = 65_536  # texts whose tokens are remembered: the same functions belong to many places
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +182,7 @@ def _code_reader(job: Job, model_path: str) -> Reader | None:
     return Reader(
         own=recipe.source,
         shelf=_shelf(job),
-        count=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        count=lru_cache(COUNTED)(lambda text: len(tokenizer.encode(text, add_special_tokens=False))),
         prompt_tokens=recipe.data.max_prompt_tokens,
         fim=fim_of(tokenizer),
     )
