@@ -205,7 +205,11 @@ def _writers(data: Mapping[str, Any]) -> Iterator[Finding]:
     compare = data.get("compare")
     wanted = [
         *((("answers",),) if data.get("answers") == "teachers" else ()),
-        *(("compare", place) for place, _ in enumerate(compare if isinstance(compare, list | tuple) else ())),
+        *(
+            ("compare", place)
+            for place, name in enumerate(compare if isinstance(compare, list | tuple) else ())
+            if name in ("parameter_average", "sft_on_teacher_samples")
+        ),
     ]
     for name, teacher in section_of(data, "teachers").items() if wanted else ():
         kind = section_of(teacher).get("kind")
