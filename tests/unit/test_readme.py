@@ -33,7 +33,7 @@ SET_UP = """\
     pip install -c constraints.txt -e .  &&  tutelage run recipes/quickstart.yaml
     pip install -c constraints.txt -e ".[dev]"  &&  pytest
 """
-HELP = ("tutelage --help", "tutelage run --help", "tutelage check --help", "tutelage journal --help")
+HELP = tuple(f"tutelage{command} --help" for command in ("", " run", " check", " ingest", " journal"))
 
 
 def fenced(language: str) -> list[str]:
@@ -75,6 +75,12 @@ def parsed(call: str) -> Mapping[str, Any]:
     return values
 
 
+@pytest.fixture(autouse=True)
+def _a_team_with_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home/work/our-repo").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
 @pytest.mark.parametrize("call", commands())
 def test_a_command_parses_and_its_recipe_takes_the_overrides(call: str) -> None:
     values = parsed(call)
@@ -84,7 +90,7 @@ def test_a_command_parses_and_its_recipe_takes_the_overrides(call: str) -> None:
 
 
 def test_commands_are_found_and_wrong_ones_refused() -> None:
-    assert {call.split()[1] for call in commands()} == {"run", "check", "recipes", "journal"}
+    assert {call.split()[1] for call in commands()} == {"run", "check", "ingest", "recipes", "journal"}
     assert any("threads=1" in call for call in commands())  # the one behind torchrun
     with pytest.raises(Exception, match="No such option"):
         parsed("tutelage run recipes/quickstart.yaml --resumee")

@@ -80,7 +80,7 @@ MISTAKES = {
         "{kind: tasks, task: sorting}",
         "{task: sorting}",
         "7: data.sources.sorting.kind",
-        ["missing", "dataset or tasks"],
+        ["missing", "dataset, tasks or codebase"],
     ),
     "kind unknown": (
         "kind: tasks, task: sorting",
