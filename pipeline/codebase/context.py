@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from posixpath import dirname
 from textwrap import dedent
@@ -20,6 +21,7 @@ from pipeline.codebase.types import Code, Place, Room, SourceFile, Span, Symbol
 
 MOST_PIECES = 48  # looked at for one place; budgets end long before
 LEAST_TELLING = 40  # characters without blanks: a shorter text stands in many places by chance
+_LONG_TOKEN = 8  # characters; a text with more for each token that is left surely has too many, and is not counted
 _CLOSE_ENOUGH = 0.97  # of the budget: then the search for the best line to cut at ends
 _MOST_TRIES = 10
 
@@ -202,7 +204,7 @@ def _retrieve(code: Code, links: Links, place: Place, budget: int, count: Callab
     pieces = list(islice(_pieces(code, links, place, answer), MOST_PIECES))
     for number, piece in enumerate(pieces):
         for form in dict.fromkeys((piece.head, piece.short)):
-            if form and (cost := count(form)) <= left:
+            if form and len(form) <= left * _LONG_TOKEN and (cost := count(form)) <= left:
                 chosen[number], costs[number] = form, cost
                 left -= cost
                 break
@@ -210,9 +212,10 @@ def _retrieve(code: Code, links: Links, place: Place, budget: int, count: Callab
             break
     for number in list(chosen):
         whole = pieces[number].whole
-        if whole and whole != chosen[number] and (cost := count(whole) - costs[number]) <= left:
+        room = left + costs[number]
+        if whole and whole != chosen[number] and len(whole) <= room * _LONG_TOKEN and (cost := count(whole)) <= room:
             chosen[number] = whole
-            left -= cost
+            left -= cost - costs[number]
     retrieved = "".join(chosen[number] for number in sorted(chosen, reverse=True))
     while retrieved and count(retrieved) > budget:
         retrieved = _without_farthest(retrieved)
@@ -276,15 +279,20 @@ def _is_copy(symbol: Symbol, own: Symbol | None) -> bool:
 
 def _piece(file: SourceFile, symbol: Symbol) -> _Piece:
     title = comment(f"{file.path}: {symbol.path}", file.language)
-    documented = symbol.docstring
+    return _forms(title, file.text, symbol.whole, symbol.head, symbol.docstring)
+
+
+@lru_cache(maxsize=16_384)
+def _forms(title: str, text: str, whole: Span, signature: Span, documented: Span | None) -> _Piece:
+    """The same functions are near to many places."""
     if documented is None:
-        head = _lines(file.text, symbol.head)
-    elif documented.start < symbol.whole.start:
-        head = _lines(file.text, Span(documented.start, symbol.head.end))
+        head = _lines(text, signature)
+    elif documented.start < whole.start:
+        head = _lines(text, Span(documented.start, signature.end))
     else:
-        head = _lines(file.text, Span(symbol.whole.start, documented.end))
-    start = min(symbol.whole.start, documented.start) if documented else symbol.whole.start
-    forms = (_lines(file.text, symbol.head), head, _lines(file.text, Span(start, symbol.whole.end)))
+        head = _lines(text, Span(whole.start, documented.end))
+    start = min(whole.start, documented.start) if documented else whole.start
+    forms = (_lines(text, signature), head, _lines(text, Span(start, whole.end)))
     return _Piece(*(f"{title}\n{_single_spaced(form)}{_BETWEEN}" for form in forms))
 
 

@@ -46,8 +46,11 @@ class Profile:
     forms: frozenset[bytes]
 
 
-def profile(text: str, language: Language | None) -> Profile:
-    return Profile(shingles(text, language), normal_forms(text) if language == "python" else frozenset())
+def profile(text: str, language: Language | None, forms: frozenset[bytes] | None = None) -> Profile:
+    """forms: where they are known already."""
+    if forms is None:
+        forms = normal_forms(text) if language == "python" else frozenset()
+    return Profile(shingles(text, language), forms)
 
 
 # ---- shingles ----

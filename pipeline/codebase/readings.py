@@ -24,6 +24,7 @@ from typing import Any
 from pipeline.codebase.classify import PEEK, decode, is_binary, of_text
 from pipeline.codebase.licences import licence_of_file
 from pipeline.codebase.listing import Entry
+from pipeline.codebase.normal_form import normal_forms
 from pipeline.codebase.secrets import redact
 from pipeline.codebase.types import Import, Language, Outline, Reason, Span, Symbol
 from pipeline.errors import DataError
@@ -42,7 +43,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Reading:
-    """text: without secrets; "" where there is a reason to leave the file out. secrets: detector -> how many."""
+    """text: without secrets; "" where there is a reason to leave the file out. secrets: detector -> how many. forms: see
+    `normal_forms`."""
 
     text: str = ""
     digest: str = ""
@@ -51,6 +53,7 @@ class Reading:
     secrets: Mapping[str, int] = field(default_factory=dict)
     reason: Reason | None = None
     detail: str = ""
+    forms: frozenset[bytes] = frozenset()
 
 
 # ---- reading ----
@@ -93,7 +96,8 @@ def _of(text: str, digest: str, language: Language | None, outline: Outliner) ->
         found = None
     if found is None:
         return Reading(reason="unparsable", secrets=secrets)
-    return Reading(clean, digest, licence_of_file(clean), found, secrets)
+    forms = normal_forms(clean) if language == "python" else frozenset()
+    return Reading(clean, digest, licence_of_file(clean), found, secrets, forms=forms)
 
 
 def _bytes(full: str, most: int) -> bytes | None:
@@ -198,6 +202,7 @@ def _packed(reading: Reading) -> bytes:
         "secrets": dict(reading.secrets),
         "reason": reading.reason,
         "detail": reading.detail,
+        "forms": sorted(form.hex() for form in reading.forms),
     }
     if reading.outline is not None:
         found = reading.outline
@@ -212,7 +217,8 @@ def _packed(reading: Reading) -> bytes:
 def _unpacked(body: bytes) -> Reading:
     value = json.loads(zlib.decompress(body))
     outlined = value.pop("outline", None)
-    return Reading(**value, outline=None if outlined is None else _outline(*outlined))
+    forms = frozenset(map(bytes.fromhex, value.pop("forms")))
+    return Reading(**value, forms=forms, outline=None if outlined is None else _outline(*outlined))
 
 
 def _outline(symbols: list[list[Any]], imports: list[list[Any]], statements: list[list[int]]) -> Outline:

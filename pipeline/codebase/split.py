@@ -54,7 +54,7 @@ def split(code: Code, config: Codebase) -> Split:
         )
     files = sorted(code.files, key=lambda file: file.path)
     compared = Compared({PurePosixPath(file.path).suffix: file.language for file in files})
-    profiles = [compared.of(file.text, file.path) for file in files]
+    profiles = [compared.of(file.text, file.path, file.forms) for file in files]
     if config.split == "time":
         newest = _newest(code, config.held_out)
         held_out = _written_by(code, newest)
@@ -177,10 +177,11 @@ class Compared:
         self._languages = languages
         self._profiles: dict[tuple[str, str], Profile] = {}
 
-    def of(self, text: str, path: str) -> Profile:
+    def of(self, text: str, path: str, forms: frozenset[bytes] | None = None) -> Profile:
+        """forms: where they are known already."""
         key = PurePosixPath(path).suffix, text
         if key not in self._profiles:
-            self._profiles[key] = profile(text, self._languages.get(key[0]))
+            self._profiles[key] = profile(text, self._languages.get(key[0]), forms)
         return self._profiles[key]
 
 

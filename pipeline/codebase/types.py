@@ -82,7 +82,8 @@ class SourceFile:
     """A file that is used. outline: None where there is no parser for its language (a README, a TOML file).
 
     digest: of the bytes on disk. licence: an SPDX identifier, where the file or the nearest licence file tells.
-    is_test: whether it holds tests, by its name and place, as test runners find them.
+    is_test: whether it holds tests, by its name and place, as test runners find them. forms: of its functions, equal
+    where code is equal but for names (`normal_form.normal_forms`), worked out when it was read; None: not yet.
     """
 
     path: str
@@ -92,6 +93,7 @@ class SourceFile:
     outline: Outline | None = None
     licence: str | None = None
     is_test: bool = False
+    forms: frozenset[bytes] | None = None
 
 
 @dataclass(frozen=True)
