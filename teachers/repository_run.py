@@ -67,9 +67,10 @@ class Ran:
         return sha256(json.dumps([[name, self.code.get(name)] for name in tests]).encode()).hexdigest()[:16]
 
 
-async def ran(trial: Trial, limits: Sandbox) -> Ran:
-    """Raises SandboxError: no bubblewrap, whatever `limits.required` says; TeacherError: no such folder, a command
-    that is not pytest's."""
+async def ran(trial: Trial) -> Ran:
+    """Within the suite's limits. Raises SandboxError: no bubblewrap, whatever they say of it; TeacherError: no such
+    folder, a command that is not pytest's."""
+    limits = trial.suite.sandbox
     copy = await asyncio.to_thread(copied, trial.root)
     with tempfile.TemporaryDirectory(prefix="tutelage-answer-") as room:
         answer = Path(room) / "answer"
@@ -87,11 +88,12 @@ async def ran(trial: Trial, limits: Sandbox) -> Ran:
         return _read(await run(words, files, printing, order, mounts=mounts), nonce, copy.canaries, limits)
 
 
-def key_of(trial: Trial, limits: Sandbox) -> str:
+def key_of(trial: Trial) -> str:
     """Equal keys have equal results: of the repository, the answer, the tests, the command, the limits, the judge."""
+    suite = trial.suite.model_dump_json(exclude={"places"})
     decides = [
         copied(trial.root).digest, trial.path, trial.text, trial.lines, trial.select, trial.chosen,
-        trial.suite.model_dump_json(), limits.model_dump_json(), JUDGE.read_text(encoding="utf-8"),
+        suite, JUDGE.read_text(encoding="utf-8"),
         SOURCE, sys.version,
     ]  # fmt: skip
     return sha256(json.dumps(decides).encode()).hexdigest()

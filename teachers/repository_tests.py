@@ -12,14 +12,14 @@ import ast
 import io
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from token import NAME, STRING
 from tokenize import TokenError, generate_tokens
 from typing import Any
 
-from teachers.config import RepositorySuite, Sandbox
+from teachers.config import RepositorySuite
 from teachers.python_tests import fenced
 from teachers.repository_copy import text_of
 from teachers.repository_run import Ran, Trial, key_of, ran
@@ -36,6 +36,7 @@ class Grading:
     root: the checkout. path: the file in it. text: the digest of its text, whose characters [start, end) the answer
     replaces. symbol: what stands there, such as `Graph.add_edge`. tests: node ids that must pass. proof: the digest of
     these tests' code (`Ran.proof`). allowed: what the code that stands there touches itself, and an answer may.
+    suite: how they run, and with which limits.
     """
 
     root: str
@@ -47,12 +48,10 @@ class Grading:
     tests: tuple[str, ...]
     proof: str
     allowed: tuple[str, ...]
-    run: tuple[str, ...]
-    runner: str
-    packages: tuple[str, ...] = ()
+    suite: RepositorySuite
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps({**vars(self), "suite": self.suite.model_dump(mode="json")}, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> Grading:
@@ -60,14 +59,10 @@ class Grading:
         told: Any = json.loads(text)
         try:
             plain: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in told.items()}
-            return Grading(**plain)
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"no grading by a repository's tests: {error}") from error
-
-    @property
-    def suite(self) -> RepositorySuite:
-        told: dict[str, Any] = {"run": self.run, "runner": self.runner, "packages": tuple(map(Path, self.packages))}
-        return RepositorySuite.model_validate(told)
+            suite = RepositorySuite.model_validate_json(json.dumps(plain.pop("suite", None)))
+            return Grading(**plain, suite=suite)
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"no grading by a repository's tests: {' '.join(str(error).split())}") from error
 
 
 def digest_of(text: str) -> str:
@@ -81,8 +76,8 @@ class UnusableGrading(Exception):
 _REMEMBERED: dict[str, Judgment] = {}  # of this process: an evaluation asks again what training has asked
 
 
-async def grade(text: str, completion: str, limits: Sandbox) -> Judgment:
-    """The judgment on an answer. text: a Grading, as JSON.
+async def grade(text: str, completion: str) -> Judgment:
+    """The judgment on an answer, within its suite's own limits. text: a Grading, as JSON.
 
     Raises UnusableGrading: no grading, a file that has changed since, no pytest; SandboxError, TeacherError: see `ran`.
     """
@@ -100,9 +95,9 @@ async def grade(text: str, completion: str, limits: Sandbox) -> Judgment:
             return _failed(f"with it {grading.path} is not Python: {fault}")
         if words := reaching(answer, whole):
             return _failed(f"it reaches for what judges it: {', '.join(words[:3])}")
-    key = key_of(trial, limits) + digest_of(text)
+    key = key_of(trial) + digest_of(text)
     if key not in _REMEMBERED:
-        found = judgment(grading, await ran(trial, limits))
+        found = judgment(grading, await ran(trial))
         while len(_REMEMBERED) >= MOST_REMEMBERED:
             del _REMEMBERED[next(iter(_REMEMBERED))]
         _REMEMBERED[key] = found
@@ -138,14 +133,14 @@ def judgment(grading: Grading, result: Ran) -> Judgment:
         return _failed(f"{name}: {result.ending if result.hung else how}")
     if not result.complete or result.ending:
         return _failed(result.ending or "the tests did not come to their end")
-    if grading.runner == "pytest" and result.proof(grading.tests) != grading.proof:
+    if grading.suite.runner == "pytest" and result.proof(grading.tests) != grading.proof:
         return _failed("the tests that ran are not the repository's own")
     return Judgment(1.0)
 
 
 def _failed(text: str) -> Judgment:
     text = " ".join(text.split())
-    return Judgment(0.0, text if len(text) <= MOST_WORDS else f"{text[: MOST_WORDS - 3]}...")
+    return Judgment(0.0, text if len(text) <= MOST_WORDS else f"{text[: MOST_WORDS - 3].rpartition(' ')[0]}...")
 
 
 # ---- what an answer must not name ----

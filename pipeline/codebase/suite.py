@@ -4,7 +4,7 @@ A place is tellable if tests that reach it pass on the code as it is, and at lea
 emptied. Two runs for each place; with `Results` in a file none of them is made again for the same code.
 
     results = Results(run_directory / "test_results.sqlite")
-    told = tellable(code, places, recipe.source.tests, Sandbox(), results, advance)
+    told = tellable(code, places, recipe.source.tests, results, advance)
     Example(..., grading=told.gradings[place])        # and the source's checker: repository_tests
     told.left_out                                      # place -> why not, one line each
 
@@ -21,7 +21,7 @@ from pipeline.codebase.reach import reach
 from pipeline.codebase.results import Results
 from pipeline.codebase.types import Code, Place, SourceFile
 from pipeline.errors import RunError
-from teachers.config import RepositorySuite, Sandbox
+from teachers.config import RepositorySuite
 from teachers.errors import TeacherError
 from teachers.repository_copy import text_of
 from teachers.repository_run import Ran, Trial
@@ -47,7 +47,6 @@ def tellable(
     code: Code,
     places: Sequence[Place],
     suite: RepositorySuite,
-    sandbox: Sandbox,
     results: Results,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Told:
@@ -55,21 +54,20 @@ def tellable(
 
     Raises RunError: no bubblewrap, no pytest, a checkout that cannot be copied.
     """
-    return asyncio.run(_tellable(code, places, suite, sandbox, results, advance))
+    return asyncio.run(_tellable(code, places, suite, results, advance))
 
 
 async def _tellable(
     code: Code,
     places: Sequence[Place],
     suite: RepositorySuite,
-    sandbox: Sandbox,
     results: Results,
     advance: Callable[[int], None],
 ) -> Told:
     hung: dict[str, str] = {}
 
     async def one(place: Place) -> Grading | str:
-        found = await _grading(code, place, suite, sandbox, results, hung)
+        found = await _grading(code, place, suite, results, hung)
         advance(1)
         return found
 
@@ -83,7 +81,7 @@ async def _tellable(
 
 
 async def _grading(
-    code: Code, place: Place, suite: RepositorySuite, sandbox: Sandbox, results: Results, hung: dict[str, str]
+    code: Code, place: Place, suite: RepositorySuite, results: Results, hung: dict[str, str]
 ) -> Grading | str:
     """What answers there are graded by, or why they cannot be. hung: grows."""
     file = code.files[place.file]
@@ -94,14 +92,14 @@ async def _grading(
         return "no test reaches it"
     grading = _first_grading(code, place, file, suite, select)
     whole = replace(trial_of(grading, file.text, file.text[place.span.start : place.span.end]), chosen=None)
-    before = await _without_hung(replace(whole, select=select), sandbox, results, hung)
+    before = await _without_hung(replace(whole, select=select), results, hung)
     if isinstance(before, str):
         return before
     passed = tuple(name for name, result in before.tests.items() if result == "passed")
     if not passed:
         return f"no test that reaches it passes on the unchanged code: {_why(before)}"
     grading = replace(grading, tests=passed, proof=before.proof(passed), allowed=before.touched)
-    after = await results.of(trial_of(grading, file.text, EMPTY), sandbox)
+    after = await results.of(trial_of(grading, file.text, EMPTY))
     telling = [name for name in passed if after.tests.get(name) != "passed"]
     if not telling:
         return "its tests pass without it"
@@ -109,14 +107,14 @@ async def _grading(
     return replace(grading, tests=first, proof=before.proof(first))
 
 
-async def _without_hung(trial: Trial, sandbox: Sandbox, results: Results, hung: dict[str, str]) -> Ran | str:
+async def _without_hung(trial: Trial, results: Results, hung: dict[str, str]) -> Ran | str:
     """A run on the unchanged code in which no test meets a limit: those that do are left out, one after the other."""
     found = Ran()
     for _ in range(MOST_HUNG):
         left = tuple(test for test in trial.select if test not in hung)
         if not left:
             return f"its tests do not end by themselves: {next(iter(hung.values()))}"
-        found = await results.of(replace(trial, select=left), sandbox)
+        found = await results.of(replace(trial, select=left))
         if found.missing is not None:
             raise TeacherError(f"{found.missing} is not installed for this Python: pip install {found.missing}")
         if found.hung is None:
@@ -140,11 +138,8 @@ def _first_grading(
     code: Code, place: Place, file: SourceFile, suite: RepositorySuite, select: tuple[str, ...]
 ) -> Grading:
     symbol = file.outline.symbols[place.symbol].path if file.outline is not None and place.symbol >= 0 else ""
-    packages = tuple(str(path) for path in suite.packages)
-    return Grading(
-        str(code.root), file.path, digest_of(file.text), place.span.start, place.span.end, symbol, select, "", (),
-        suite.run, suite.runner, packages,
-    )  # fmt: skip
+    start, end = place.span
+    return Grading(str(code.root), file.path, digest_of(file.text), start, end, symbol, select, "", (), suite)
 
 
 def _why(found: Ran) -> str:

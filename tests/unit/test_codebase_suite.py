@@ -27,7 +27,7 @@ from tests.suites import FILES, code_of, make, place_of
 walled = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 LIMITS = Sandbox(seconds=3, memory_megabytes=256, processes=24)
-SUITE = RepositorySuite()
+SUITE = RepositorySuite(sandbox=LIMITS)
 CORE = "calc/core.py"
 
 
@@ -35,12 +35,11 @@ def told_of(
     root: Path,
     symbols: Sequence[str] = ("total",),
     suite: RepositorySuite = SUITE,
-    limits: Sandbox = LIMITS,
     **rest: Any,
 ) -> tuple[Code, Told]:
     code = code_of(root)
     places = [place_of(code, CORE, symbol) for symbol in symbols]
-    return code, tellable(code, places, suite, limits, rest.pop("results", None) or Results(), **rest)
+    return code, tellable(code, places, suite, rest.pop("results", None) or Results(), **rest)
 
 
 def only(told: Told) -> Grading:
@@ -143,7 +142,7 @@ def test_names_find_what_running_all_tests_finds(tmp_path: Path) -> None:
         place = place_of(code, CORE, symbol)
         text = code.files[place.file].text
         emptied = text[: place.span.start] + EMPTY + text[place.span.end :]
-        found = asyncio.run(ran(Trial(root, CORE, emptied, (1, 1), tests, None, SUITE), LIMITS))
+        found = asyncio.run(ran(Trial(root, CORE, emptied, (1, 1), tests, None, SUITE)))
         failed = {name for name, result in found.tests.items() if result == "failed"}
         assert failed <= set(reach(code, CORE, symbol))
         assert bool(failed) == (symbol == "total")
@@ -161,8 +160,8 @@ def test_a_place_is_told_by_tests_that_fail_without_it(tmp_path: Path) -> None:
     found = only(told)
     assert set(found.tests) == set(reach(code_of(root), CORE, "total"))
     assert why(told) == "no test reaches it"
-    assert asyncio.run(grade(found.to_json(), "return sum(items)", LIMITS)) == Judgment(1.0)
-    assert asyncio.run(grade(found.to_json(), EMPTY, LIMITS)).score == 0.0
+    assert asyncio.run(grade(found.to_json(), "return sum(items)")) == Judgment(1.0)
+    assert asyncio.run(grade(found.to_json(), EMPTY)).score == 0.0
 
 
 @walled
@@ -219,11 +218,11 @@ def test_a_test_that_cannot_run_here_is_left_out(name: str, tmp_path: Path) -> N
 def test_a_command_is_believed_by_its_status(tmp_path: Path) -> None:
     checks = "import sys\nfrom calc import total\nopen('built', 'w').write('x')\nsys.exit(total([1, 2]) != 3)\n"
     root = make(tmp_path, {**FILES, "check.py": checks})
-    suite = RepositorySuite(run=("python", "check.py"), runner="command")
+    suite = RepositorySuite(run=("python", "check.py"), runner="command", sandbox=LIMITS)
     _, told = told_of(root, ("total", "mean"), suite)
     assert why(told) == "its tests pass without it"  # mean
-    assert asyncio.run(grade(only(told).to_json(), "return sum(items)", LIMITS)) == Judgment(1.0)
-    assert asyncio.run(grade(only(told).to_json(), "return 4", LIMITS)).score == 0.0
+    assert asyncio.run(grade(only(told).to_json(), "return sum(items)")) == Judgment(1.0)
+    assert asyncio.run(grade(only(told).to_json(), "return 4")).score == 0.0
     assert not (root / "built").exists()
 
 
@@ -232,7 +231,7 @@ def test_what_is_not_on_disk_as_it_was_read_is_not_judged(tmp_path: Path) -> Non
     root = make(tmp_path)
     code = code_of(root)
     (root / CORE).write_text((root / CORE).read_text() + "x = 1\n")
-    told = tellable(code, [place_of(code, CORE, "total")], SUITE, LIMITS, Results())
+    told = tellable(code, [place_of(code, CORE, "total")], SUITE, Results())
     assert "not on disk as it was read" in why(told)
 
 
@@ -270,7 +269,7 @@ def test_the_same_is_never_run_twice(tmp_path: Path) -> None:
     assert "test_total" in words
     assert "result += item" not in words
     other = Results(kept)
-    told_of(root, results=other, limits=LIMITS.model_copy(update={"seconds": 4}))
+    told_of(root, suite=RepositorySuite(sandbox=LIMITS.model_copy(update={"seconds": 4})), results=other)
     assert other.runs == 2
 
 
@@ -293,15 +292,14 @@ def test_networkx() -> None:
     root = Path(spec.origin).parent
     code = code_of(root, keep="algorithms/dag.py")
     place = place_of(code, "algorithms/dag.py", "topological_sort")
-    limits = Sandbox(seconds=30)
-    told = tellable(code, [place], SUITE, limits, Results())
+    told = tellable(code, [place], RepositorySuite(sandbox=Sandbox(seconds=30)), Results())
     found = only(told)
     assert any("test_topological_sort1" in test for test in found.tests)
     honest = "for generation in nx.topological_generations(G):\n        yield from generation"
-    assert asyncio.run(grade(found.to_json(), honest, limits)) == Judgment(1.0)
-    assert asyncio.run(grade(found.to_json(), "yield from G", limits)).score == 0.0
+    assert asyncio.run(grade(found.to_json(), honest)) == Judgment(1.0)
+    assert asyncio.run(grade(found.to_json(), "yield from G")).score == 0.0
     installed = str(root / "algorithms/dag.py")
     looks = f"import os\n    assert os.path.exists({installed!r})\n    {honest}"
-    assert asyncio.run(grade(found.to_json(), looks, limits)).score == 0.0
+    assert asyncio.run(grade(found.to_json(), looks)).score == 0.0
     looks = looks.replace("assert os", "assert not os")
-    assert asyncio.run(grade(found.to_json(), looks, limits)) == Judgment(1.0)
+    assert asyncio.run(grade(found.to_json(), looks)) == Judgment(1.0)

@@ -6,6 +6,7 @@ import asyncio
 import re
 import secrets
 import shutil
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from textwrap import dedent, indent
@@ -38,13 +39,13 @@ pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewra
 
 LIMITS = Sandbox(seconds=10, memory_megabytes=512)
 QUICK = Sandbox(seconds=2, memory_megabytes=256, processes=16)
-SUITE = RepositorySuite()
+SUITE = RepositorySuite(sandbox=LIMITS)
 
 
 def grading_of(root: Path, path: str = "calc/core.py", symbol: str = "total") -> Grading:
     code = code_of(root)
     place = place_of(code, path, symbol)
-    told = tellable(code, [place], SUITE, LIMITS, Results())
+    told = tellable(code, [place], SUITE, Results())
     assert not told.left_out, told.left_out
     return Grading.from_json(told.gradings[place])
 
@@ -64,14 +65,18 @@ def body(text: str) -> str:
     return indent(dedent(text).strip("\n"), "    ").removeprefix("    ")
 
 
+def within(grading: Grading, limits: Sandbox) -> Grading:
+    return replace(grading, suite=grading.suite.model_copy(update={"sandbox": limits}))
+
+
 def judged(grading: Grading, text: str, limits: Sandbox = LIMITS) -> Judgment:
-    return asyncio.run(grade(grading.to_json(), body(text), limits))
+    return asyncio.run(grade(within(grading, limits).to_json(), body(text)))
 
 
 def ran_with(grading: Grading, text: str, limits: Sandbox = LIMITS) -> Ran:
     whole = text_of(Path(grading.root), grading.path)
     assert whole is not None
-    return asyncio.run(ran(trial_of(grading, whole, body(text)), limits))
+    return asyncio.run(ran(trial_of(within(grading, limits), whole, body(text))))
 
 
 def state(root: Path) -> dict[str, str]:
@@ -120,7 +125,7 @@ def test_what_belongs_into_the_place() -> None:
 def test_no_answer_reaches_the_module_around_its_place(grading: Grading) -> None:
     assert judged(grading, "return 0").score == 0.0
     outside = "return 0\n\nimport builtins, calc\ncalc.total = sum\n"
-    found = asyncio.run(grade(grading.to_json(), outside, LIMITS))
+    found = asyncio.run(grade(grading.to_json(), outside))
     assert found == judged(grading, "return 0")
 
 
@@ -435,8 +440,8 @@ def test_an_installed_copy_is_hidden(tmp_path: Path) -> None:
     root = make(tmp_path / "code")
     make(tmp_path / "packages", {name: text for name, text in FILES.items() if name.startswith("calc")})
     make(tmp_path / "packages", {"other/__init__.py": "answer = 42\n"})
-    packages = (str(tmp_path / "packages"),)
-    found = Grading(**{**vars(grading_of(root)), "packages": packages})
+    plain = grading_of(root)
+    found = replace(plain, suite=plain.suite.model_copy(update={"packages": (tmp_path / "packages",)}))
     looks = "import other\nreturn sum(items) if os.path.exists('/packages/0/calc/core.py') else None"
     assert judgment(found, ran_with(found, looks)).score == 0.0
     there = "import other\nreturn sum(items) if os.path.exists('/packages/0/other') and other.answer == 42 else None"
