@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.codebase.suite import clear
 from pipeline.errors import DataError
 from pipeline.prompts import prompt_hash
 from pipeline.statistics import PASS_AT, pass_rates
@@ -87,7 +88,7 @@ def evaluate(
     Raises TeacherError: no bubblewrap though `limits` require it.
     """
     config = ProgramTeacher(kind="program", check=check, sandbox=limits)
-    teacher = programs(check.kind, config, folder=Path(), check=lambda *_: None)
+    teacher = programs(check.kind, config, folder=Path(), check=lambda *_: None, clear=clear)
     asked = [_request(prompt, n, text) for prompt in prompts for n, text in enumerate(completions[prompt.prompt_id])]
     counts = {prompt.prompt_id: (0, 0) for prompt in prompts}
     feedback, not_judged = {}, {}

@@ -13,8 +13,8 @@ from accelerate.state import AcceleratorState
 from pipeline.asking import Asking, judged_by_checker
 from pipeline.averaging import Averages, averages_of, selves_of
 from pipeline.codebase.fim import fim_of
-from pipeline.codebase.results import clear
 from pipeline.codebase.source import Opened, Reader, Shelf, cache_file, open_codebase, results_file
+from pipeline.codebase.suite import clear
 from pipeline.codebase.tested import Bench
 from pipeline.display import Display
 from pipeline.errors import RunError

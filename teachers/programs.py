@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +32,7 @@ from teachers.config import (
 )
 from teachers.errors import TeacherError
 from teachers.python_tests import fenced, parts_of, prompt_text, read_tests
+from teachers.repository_copy import Clear
 from teachers.repository_run import JUDGE as REPOSITORY_JUDGE
 from teachers.sandbox import WALL, Outcome, SandboxError, run
 from teachers.tools import Checker, Tools
@@ -60,9 +61,7 @@ def build(name: str, config: ProgramTeacher, tools: Tools) -> Programs:
     return programs(name, config, folder=tools.folder, check=tools.check, clear=tools.clear)
 
 
-def programs(
-    name: str, config: ProgramTeacher, *, folder: Path, check: Checker, clear: Callable[[str], str] = str
-) -> Programs:
+def programs(name: str, config: ProgramTeacher, *, folder: Path, check: Checker, clear: Clear) -> Programs:
     """A program as a teacher. folder: what relative paths are relative to. check, clear: as in `Tools`.
 
     Raises TeacherError: no bubblewrap though it is required, a pattern or a schema that is none, no such files, too
@@ -99,7 +98,7 @@ def _limits_of(at: str, config: ProgramTeacher) -> tuple[Sandbox, tuple[str, ...
 
 
 def _graded(
-    at: str, chosen: Check, limits: Sandbox, folder: Path, check: Checker, clear: Callable[[str], str]
+    at: str, chosen: Check, limits: Sandbox, folder: Path, check: Checker, clear: Clear
 ) -> tuple[Grade, list[str]]:
     """How to grade, and what decides the grades beside the configuration's own words."""
     if isinstance(chosen, ExactAnswer):
@@ -247,14 +246,13 @@ async def _grade_tests(limits: Sandbox, request: ScoreRequest) -> Judgment | Not
     return Judgment(1.0) if verdict["passed"] else Judgment(0.0, _shortened(verdict["feedback"]))
 
 
-async def _grade_in_repository(clear: Callable[[str], str], request: ScoreRequest) -> Judgment | NotJudged:
+async def _grade_in_repository(clear: Clear, request: ScoreRequest) -> Judgment | NotJudged:
     if request.grading is None:
         return NotJudged("no_grading", "the prompt does not say which tests of which repository judge its answers")
     try:
-        found = await repository_tests.grade(request.grading, request.completion)
-        return found if found.feedback is None else replace(found, feedback=clear(found.feedback))
+        return await repository_tests.grade(request.grading, request.completion, clear)
     except (repository_tests.UnusableGrading, TeacherError) as error:
-        return NotJudged("bad_tests", _shortened(f"the repository's tests cannot be run: {clear(str(error))}"))
+        return NotJudged("bad_tests", _shortened(f"the repository's tests cannot be run: {error}"))
 
 
 async def _grade_command(

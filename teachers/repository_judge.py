@@ -209,9 +209,11 @@ def plugin_for(work: Mapping[str, Any], tell: Tell) -> Any:
 
 
 def shown(report: Any, most: int) -> str:
-    """The last lines of what a report says, on one."""
+    """What a report says of its failure, on one line."""
     crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
     text = str(crash.message if crash is not None else report.longrepr)
+    errors = [line[1:] for line in text.split("\n") if line.startswith("E ")]  # of a file that cannot be imported
+    text = " ".join(errors) or text
     return cut(" ".join(text.split()), most)
 
 

@@ -9,6 +9,7 @@ feedback. Which tests are chosen, and that they tell a right body from none, is 
 from __future__ import annotations
 
 import ast
+import asyncio
 import io
 import json
 import re
@@ -21,7 +22,7 @@ from typing import Any
 
 from teachers.config import RepositorySuite
 from teachers.python_tests import fenced
-from teachers.repository_copy import text_of
+from teachers.repository_copy import Clear, copied, text_of
 from teachers.repository_run import Ran, Trial, key_of, ran
 from teachers.types import Judgment
 
@@ -76,8 +77,8 @@ class UnusableGrading(Exception):
 _REMEMBERED: dict[str, Judgment] = {}  # of this process: an evaluation asks again what training has asked
 
 
-async def grade(text: str, completion: str) -> Judgment:
-    """The judgment on an answer, within its suite's own limits. text: a Grading, as JSON.
+async def grade(text: str, completion: str, clear: Clear) -> Judgment:
+    """The judgment on an answer, within its suite's own limits. text: a Grading, as JSON. clear: as for a Trial.
 
     Raises UnusableGrading: no grading, a file that has changed since, no pytest; SandboxError, TeacherError: see `ran`.
     """
@@ -85,11 +86,11 @@ async def grade(text: str, completion: str) -> Judgment:
         grading = Grading.from_json(text)
     except ValueError as error:
         raise UnusableGrading(str(error)) from error
-    whole = text_of(Path(grading.root), grading.path)
+    whole = text_of(await asyncio.to_thread(copied, Path(grading.root), clear), grading.path)
     if whole is None or digest_of(whole) != grading.text:
         raise UnusableGrading(f"{grading.path} has changed since its prompt was made: read the codebase again")
     answer = fitted(whole, grading.start, grading.end, completion, grading.path)
-    trial = trial_of(grading, whole, answer)
+    trial = trial_of(grading, whole, answer, clear)
     if grading.path.endswith(".py"):
         if fault := _fault(trial.text):
             return _failed(f"with it {grading.path} is not Python: {fault}")
@@ -104,7 +105,7 @@ async def grade(text: str, completion: str) -> Judgment:
     return _REMEMBERED[key]
 
 
-def trial_of(grading: Grading, whole: str, answer: str) -> Trial:
+def trial_of(grading: Grading, whole: str, answer: str, clear: Clear) -> Trial:
     """The file as the answer leaves it, and the tests to run on it."""
     before = whole[: grading.start]
     first = before.count("\n") + 1
@@ -116,6 +117,7 @@ def trial_of(grading: Grading, whole: str, answer: str) -> Trial:
         select=tuple(dict.fromkeys(test.partition("[")[0] for test in grading.tests)),
         chosen=grading.tests,
         suite=grading.suite,
+        clear=clear,
     )
 
 

@@ -23,7 +23,7 @@ class Tools:
 
     folder: what relative paths in a recipe are relative to. check: (a checker of the recipe's, completion, reference,
     request) -> a score in [0, 1], or None where there is no judging it. clear: a text -> the same without secrets, for
-    what programs say that run on code as it is.
+    a repository that a program is to run.
     """
 
     student_tokenizer: PreTrainedTokenizerBase
@@ -31,4 +31,4 @@ class Tools:
     guard: Guard
     folder: Path
     check: Checker
-    clear: Callable[[str], str] = str
+    clear: Callable[[str], str]

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.codebase.secrets import redact
 from pipeline.errors import DataError
 from teachers.repository_run import Ran, Trial, key_of, ran
 
 
 class Results:
     """path: a file that is made where there is none, for its owner alone; None keeps them as long as this object lives.
-    It holds names of tests and what they said when they failed, without secrets. runs: how many were really run.
+    It holds names of tests and what they said when they failed. runs: how many were really run.
 
     A context manager. Raises DataError: a file that is none of these, or cannot be used.
     """
@@ -42,7 +41,7 @@ class Results:
             if row is not None:
                 told: dict[str, Any] = json.loads(row[0])
                 return Ran(**{**told, "touched": tuple(told["touched"])})
-            found = cleared(await ran(trial))
+            found = await ran(trial)
             self.runs += 1
             if found.missing is None:
                 with self._base:
@@ -61,22 +60,3 @@ class Results:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def cleared(found: Ran) -> Ran:
-    """Without the secrets that a test may print: tests run on the code as it is, not as it was read. A test whose very
-    name holds one, as that of a case may, is none."""
-    return replace(
-        found,
-        tests={name: result for name, result in found.tests.items() if clear(name) == name},
-        code={name: digest for name, digest in found.code.items() if clear(name) == name},
-        said={name: clear(words) for name, words in found.said.items() if clear(name) == name},
-        ending=clear(found.ending),
-        touched=tuple(map(clear, found.touched)),
-        hung=None if found.hung is None else clear(found.hung),
-    )
-
-
-def clear(text: str) -> str:
-    """A text without its secrets."""
-    return redact(text)[0]

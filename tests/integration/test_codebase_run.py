@@ -1,4 +1,4 @@
-"""A repository from its files to a student that was graded by its tests: what is shown, what stands where, what stays."""
+"""A repository from its files to a student that was graded by its tests: what is shown, and what stands where."""
 
 from __future__ import annotations
 
@@ -257,6 +257,8 @@ HOLD_SOURCE = {
     "run/evaluations/base.samples.jsonl",  # every answer of an evaluation, beside its reference
     "run/evaluations/student-N.samples.jsonl",
     "run/journal/step-N.json",  # rollouts, as token ids, until a checkpoint holds their update
+    "run/initial/tokenizer.json",  # words of the code, where the student's tokenizer was learned from it
+    "run/model/tokenizer.json",
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.codebase.reach import reach
 from pipeline.codebase.results import Results
-from pipeline.codebase.suite import EMPTY, Told, tellable
+from pipeline.codebase.suite import EMPTY, Told, clear, tellable
 from pipeline.codebase.types import Code
 from pipeline.errors import DataError, RunError
 from teachers.config import RepositorySuite, Sandbox
@@ -142,7 +142,7 @@ def test_names_find_what_running_all_tests_finds(tmp_path: Path) -> None:
         place = place_of(code, CORE, symbol)
         text = code.files[place.file].text
         emptied = text[: place.span.start] + EMPTY + text[place.span.end :]
-        found = asyncio.run(ran(Trial(root, CORE, emptied, (1, 1), tests, None, SUITE)))
+        found = asyncio.run(ran(Trial(root, CORE, emptied, (1, 1), tests, None, SUITE, clear)))
         failed = {name for name, result in found.tests.items() if result == "failed"}
         assert failed <= set(reach(code, CORE, symbol))
         assert bool(failed) == (symbol == "total")
@@ -160,8 +160,8 @@ def test_a_place_is_told_by_tests_that_fail_without_it(tmp_path: Path) -> None:
     found = only(told)
     assert set(found.tests) == set(reach(code_of(root), CORE, "total"))
     assert why(told) == "no test reaches it"
-    assert asyncio.run(grade(found.to_json(), "return sum(items)")) == Judgment(1.0)
-    assert asyncio.run(grade(found.to_json(), EMPTY)).score == 0.0
+    assert asyncio.run(grade(found.to_json(), "return sum(items)", clear)) == Judgment(1.0)
+    assert asyncio.run(grade(found.to_json(), EMPTY, clear)).score == 0.0
 
 
 @walled
@@ -215,14 +215,24 @@ def test_a_test_that_cannot_run_here_is_left_out(name: str, tmp_path: Path) -> N
 
 
 @walled
+def test_a_file_that_cannot_be_imported_is_left_out_alone(tmp_path: Path) -> None:
+    bad = "import nothing_of_the_kind\nfrom calc import total\n\n\ndef test_bad():\n    assert total([1]) == 1\n"
+    alone = make(tmp_path / "alone", {**FILES, "tests/test_core.py": bad, "tests/test_case.py": ""})
+    assert why(told_of(alone)[1]).endswith("ModuleNotFoundError: No module named 'nothing_of_the_kind'")
+    found = only(told_of(make(tmp_path / "both", {**FILES, "tests/test_bad.py": bad}))[1])
+    assert len(found.tests) == 3
+    assert not any("test_bad" in test for test in found.tests)
+
+
+@walled
 def test_a_command_is_believed_by_its_status(tmp_path: Path) -> None:
     checks = "import sys\nfrom calc import total\nopen('built', 'w').write('x')\nsys.exit(total([1, 2]) != 3)\n"
     root = make(tmp_path, {**FILES, "check.py": checks})
     suite = RepositorySuite(run=("python", "check.py"), runner="command", sandbox=LIMITS)
     _, told = told_of(root, ("total", "mean"), suite)
     assert why(told) == "its tests pass without it"  # mean
-    assert asyncio.run(grade(only(told).to_json(), "return sum(items)")) == Judgment(1.0)
-    assert asyncio.run(grade(only(told).to_json(), "return 4")).score == 0.0
+    assert asyncio.run(grade(only(told).to_json(), "return sum(items)", clear)) == Judgment(1.0)
+    assert asyncio.run(grade(only(told).to_json(), "return 4", clear)).score == 0.0
     assert not (root / "built").exists()
 
 
@@ -296,10 +306,10 @@ def test_networkx() -> None:
     found = only(told)
     assert any("test_topological_sort1" in test for test in found.tests)
     honest = "for generation in nx.topological_generations(G):\n        yield from generation"
-    assert asyncio.run(grade(found.to_json(), honest)) == Judgment(1.0)
-    assert asyncio.run(grade(found.to_json(), "yield from G")).score == 0.0
+    assert asyncio.run(grade(found.to_json(), honest, clear)) == Judgment(1.0)
+    assert asyncio.run(grade(found.to_json(), "yield from G", clear)).score == 0.0
     installed = str(root / "algorithms/dag.py")
     looks = f"import os\n    assert os.path.exists({installed!r})\n    {honest}"
-    assert asyncio.run(grade(found.to_json(), looks)).score == 0.0
+    assert asyncio.run(grade(found.to_json(), looks, clear)).score == 0.0
     looks = looks.replace("assert os", "assert not os")
-    assert asyncio.run(grade(found.to_json(), looks)) == Judgment(1.0)
+    assert asyncio.run(grade(found.to_json(), looks, clear)) == Judgment(1.0)

@@ -53,6 +53,7 @@ def tools_in(folder: Path) -> Tools:
         guard=Guard(),
         folder=folder,
         check=lambda checker, completion, reference, request: None,
+        clear=str,
     )
 
 
