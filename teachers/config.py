@@ -237,7 +237,7 @@ class RepositorySuite(Section):
     )
     packages: tuple[Path, ...] = Field((), description="folders that the tests import from, read-only")
     sandbox: Sandbox = Field(Sandbox(), description="what one run of them may use")
-    places: Positive = Field(200, description="of a task, at most, on each side of the split, whose tests are run")
+    places: Positive = Field(100, description="of a task, at most, on each side of the split, whose tests are run")
 
 
 class RepositoryTests(Section):

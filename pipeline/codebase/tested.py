@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 TASKS = ("feature", "body")  # those that put back what tests may miss
 # Of what a test said, what may be shown: what is not installed, and the limit that was met. The rest may quote source.
 _SAYABLE = re.compile(
-    r"(?:ModuleNotFoundError|ImportError): No module named '[\w.]+'|the tests (?:ran|used|printed|started) [\w ]+"
+    r"(?:ModuleNotFoundError|ImportError): No module named '[\w.]+'|could not import '[\w.]+'"
+    r"|the tests (?:ran|used|printed|started) [\w ]+|pytest ended with status \d"
 )
 
 

@@ -258,6 +258,7 @@ def test_the_key_is_of_all_of_a_request_but_its_ids() -> None:
         "privileged": "p",
         "private": True,
         "checker": "exact",
+        "grading": "{}",
         "completion": "no",
         "upstream": {"t": Judgment(feedback="f")},
         "checked": 1.0,

@@ -495,7 +495,7 @@ WITH_SECRETS = FILES | {
 
 
         def test_total():
-            assert f"{{calc.keys.TOKEN}}{{total([1, 2])}}" == "{TOKEN}3"
+            assert (calc.keys.TOKEN, total([1, 2])) == ("{TOKEN}", 3)
     """,
     "tests/test_case.py": "",
 }
