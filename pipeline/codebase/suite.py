@@ -3,12 +3,12 @@
 A place is tellable if tests that reach it pass on the code as it is, and at least one of them fails once the place is
 emptied. Two runs for each place; with `Results` in a file none of them is made again for the same code.
 
-    results = Results(run_directory / "test_results.sqlite")
-    told = tellable(code, places, recipe.source.tests, results, advance)
+    with Results(cache / "tests.sqlite") as results:
+        told = tellable(code, places, recipe.source.tests, results, advance)
     Example(..., grading=told.gradings[place])        # and the source's checker: repository_tests
     told.left_out                                      # place -> why not, one line each
 
-Call it in bulk for the places that are really wanted (evaluation's, and those of one epoch): a run costs seconds.
+`tested.py` calls it for as many places as are wanted: a run costs seconds.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ async def _grading(code: Code, place: Place, suite: RepositorySuite, results: Re
 
 async def _without_bad(trial: Trial, results: Results, bad: _Bad) -> Ran | str:
     """A run on the unchanged code of which no test meets a limit and every file can be imported: those that do, or
-    cannot, are left out, one after the other."""
-    for _ in range(MOST_BAD):
+    cannot, are left out, one after the other. Where all together take too long, those that came to their end stay."""
+    for number in range(MOST_BAD):
         left = tuple(test for test in trial.select if test not in bad.hung and _file_of(test) not in bad.broken)
         if not left:
             return _none_left(trial, bad)
@@ -127,14 +127,23 @@ async def _without_bad(trial: Trial, results: Results, bad: _Bad) -> Ran | str:
             raise TeacherError(f"{found.missing} is not installed for this Python: pip install {found.missing}")
         broken = {name: words for name, words in found.said.items() if name in map(_file_of, left)}
         bad.broken.update(broken)
+        if found.complete and not found.ending:
+            return found
         if found.hung is not None:
             function = found.hung.partition("[")[0]
             bad.hung[function] = bad.hung[_file_of(found.hung)] = f"{found.hung}: {found.ending}"
-        elif found.complete and not found.ending:
-            return found
-        elif not broken:
+        fewer = _half_that_ended(found)
+        if fewer and not broken and (number > 0 or found.hung is None):
+            trial = replace(trial, select=fewer)
+        elif not broken and found.hung is None:
             return f"its tests cannot be run here: {_why(found)}"
     return _none_left(trial, bad)
+
+
+def _half_that_ended(found: Ran) -> tuple[str, ...]:
+    """Of the functions that passed before a limit ended it all; they need about half of the time, too."""
+    ended = dict.fromkeys(name.partition("[")[0] for name, result in found.tests.items() if result == "passed")
+    return tuple(ended)[: (len(ended) + 1) // 2]
 
 
 def _none_left(trial: Trial, bad: _Bad) -> str:

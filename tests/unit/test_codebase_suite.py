@@ -215,6 +215,19 @@ def test_a_test_that_cannot_run_here_is_left_out(name: str, tmp_path: Path) -> N
 
 
 @walled
+def test_of_tests_that_take_too_long_together_some_are_chosen(tmp_path: Path) -> None:
+    """Each is within the limit by itself, and all but the first few are not together."""
+    slow = "import time\nfrom calc import total\n" + "".join(
+        f"\n\ndef test_{n}():\n    end = time.process_time() + 0.8\n    while time.process_time() < end:\n"
+        f"        pass\n    assert total([{n}]) == {n}\n"
+        for n in range(9)
+    )
+    found = only(told_of(make(tmp_path, {**FILES, "tests/test_core.py": slow, "tests/test_case.py": ""}))[1])
+    assert 0 < len(found.tests) < 9
+    assert asyncio.run(grade(found.to_json(), "return sum(items)", clear)) == Judgment(1.0)
+
+
+@walled
 def test_a_file_that_cannot_be_imported_is_left_out_alone(tmp_path: Path) -> None:
     bad = "import nothing_of_the_kind\nfrom calc import total\n\n\ndef test_bad():\n    assert total([1]) == 1\n"
     alone = make(tmp_path / "alone", {**FILES, "tests/test_core.py": bad, "tests/test_case.py": ""})
