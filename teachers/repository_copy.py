@@ -10,6 +10,7 @@ sees neither the compiled form of the file that an answer replaces, nor any inst
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import os
 import secrets
@@ -24,6 +25,7 @@ from importlib.util import cache_from_source
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from tokenize import detect_encoding
+from typing import IO
 
 from teachers.canaries import SOURCE
 from teachers.errors import TeacherError
@@ -37,6 +39,7 @@ SKIPPED = {
 }  # fmt: skip
 BUILT = ("build", "dist")  # at the top of a plain folder: copies of the code itself
 COMPILED_ENDS = (".pyc", ".pyo")
+PREFIX = "tutelage-copy-"
 MOST_BYTES = 1 << 30
 MOST_TEXT_BYTES = 1 << 25  # of one file that secrets are looked for in
 COMPILE_SECONDS = 300
@@ -61,6 +64,7 @@ Clear = Callable[[str], str]  # a text -> the same without secrets
 
 
 _making = Lock()
+_held: list[IO[str]] = []
 
 
 def copied(root: Path, clear: Clear) -> Copy:
@@ -73,8 +77,10 @@ def copied(root: Path, clear: Clear) -> Copy:
 def _made(root: Path, clear: Clear) -> Copy:
     if not root.is_dir():
         raise TeacherError(f"{root}: there is no such folder; name the checkout whose tests are to run")
-    room = Path(tempfile.mkdtemp(prefix="tutelage-copy-"))  # closed to others
+    _sweep()
+    room = Path(tempfile.mkdtemp(prefix=PREFIX))  # closed to others
     atexit.register(shutil.rmtree, room, ignore_errors=True)
+    _hold(room)
     package = (root / "__init__.py").is_file()
     inside = f"{PLACE}/{root.name if package else 'code'}"
     folder = room / "code"
@@ -89,6 +95,24 @@ def _made(root: Path, clear: Clear) -> Copy:
         raise TeacherError(f"{root} cannot be copied for its tests: {error.strerror or error}") from error
     path = (PLACE,) if package else (inside, *([f"{inside}/src"] if (folder / "src").is_dir() else []))
     return Copy(folder, inside, canaries, room / "empty", digest, path)
+
+
+def _hold(room: Path) -> None:
+    """Locks it as long as this process lives."""
+    file = (room / "lock").open("w")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _held.append(file)
+
+
+def _sweep() -> None:
+    """Removes what killed processes have left: whose lock is free."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/lock"):
+        try:
+            with lock.open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:  # another user's, or in use
+            continue
 
 
 def text_of(copy: Copy, path: str) -> str | None:

@@ -71,9 +71,13 @@ class Examples:
     digest: bytes
 
 
-@lru_cache(maxsize=4)
 def open_codebase(config: Codebase, shelf: Shelf) -> Opened:
     """Reads what `config` names, once for all sources and recipes of a process. Raises DataError as the stages do."""
+    return _opened(config.model_copy(update={"tests": None}), shelf)  # how tests run changes nothing in what is read
+
+
+@lru_cache(maxsize=4)
+def _opened(config: Codebase, shelf: Shelf) -> Opened:
     code = read_code(
         config,
         folder=shelf.folder,

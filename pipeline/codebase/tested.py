@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 from pipeline.codebase.results import Results
 from pipeline.codebase.suite import tellable
 from pipeline.codebase.types import Code, Example, Place
+from pipeline.recipe_checks import RUN_BY_TESTS
 from teachers.config import RepositorySuite
 
 if TYPE_CHECKING:
     from pipeline.display import Display
 
-TASKS = ("feature", "body")  # those that put back what tests may miss
+TASKS = RUN_BY_TESTS
 # Of what a test said, what may be shown: what is not installed, and the limit that was met. The rest may quote source.
 _SAYABLE = re.compile(
     r"(?:ModuleNotFoundError|ImportError): No module named '[\w.]+'|could not import '[\w.]+'"

@@ -16,13 +16,17 @@ from pipeline.codebase.source import Examples, Reader, Shelf, examples_of, open_
 from pipeline.codebase.tested import Bench, reasons
 from pipeline.codebase.types import Place, Span
 from pipeline.display import Display
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RecipeError
 from pipeline.prompts import load_prompts
 from pipeline.recipe import Codebase, CodebaseSource, Data
-from teachers.config import RepositorySuite
+from pipeline.recipe_file import load_recipe
+from teachers.config import ProgramTeacher, RepositorySuite
+from teachers.errors import TeacherError
+from teachers.programs import programs
 from teachers.repository_tests import Grading
 from tests.codes import count
-from tests.workshop import make_workshop
+from tests.runs import changed, write_recipe
+from tests.workshop import make_workshop, workshop_settings
 
 walled = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
@@ -168,3 +172,45 @@ def test_prompts_carry_their_grading(tmp_path: Path) -> None:
         assert Grading.from_json(prompt.grading or "").root == str(read.root)
     other = Read(tmp_path, None).reader
     assert load_prompts(data, folder=tmp_path, seed=0, code=other).fingerprint != sets.fingerprint
+
+
+# ---- what a recipe got wrong ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"source.tests": None}, "teachers.tests.check: no source has tests to be judged by"),
+        ({"data.sources.code.task": "line"}, "teachers.tests.check: no source has tests to be judged by"),
+        (
+            {"data.sources.more": {"kind": "codebase", "task": "line", "checker": "repository_tests"}},
+            "data.sources.more.checker: no tests are run for this source",
+        ),
+        ({"source.tests": {"sandbox": {"seconds": 40}}}, "teachers.tests.limits.timeout: tests may take 120 s"),
+        ({"source.tests": {"packages": ["vendored"]}}, "source.tests.packages.0: there is no folder vendored"),
+    ],
+)
+def test_what_a_recipe_got_wrong(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    settings = workshop_settings(tmp_path, make_workshop(tmp_path / "workshop"))
+    assert load_recipe(write_recipe(tmp_path / "r.yaml", settings)).recipe.source is not None
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write_recipe(tmp_path / "r.yaml", changed(settings, changes)))
+    assert words in str(caught.value)
+
+
+def test_packages_lie_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "vendored").mkdir()
+    settings = workshop_settings(tmp_path, make_workshop(tmp_path / "workshop"))
+    path = write_recipe(tmp_path / "r.yaml", changed(settings, {"source.tests": {"packages": ["vendored"]}}))
+    source = load_recipe(path).recipe.source
+    assert source is not None
+    assert source.tests is not None
+    assert source.tests.packages == (tmp_path / "vendored",)
+
+
+def test_a_teacher_has_no_limits_of_its_own_for_them() -> None:
+    config = ProgramTeacher.model_validate(
+        {"kind": "program", "check": "repository_tests", "sandbox": {"seconds": 5.0}}
+    )
+    with pytest.raises(TeacherError, match=r"under source.tests.sandbox"):
+        programs("grader", config, folder=Path(), check=lambda *_: None, clear=str)

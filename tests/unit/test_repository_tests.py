@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import secrets
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -524,6 +527,37 @@ def test_no_answer_and_no_test_can_tell_a_secret(tmp_path: Path) -> None:
     assert "REDACTED_GITHUB_TOKEN"[::-1] in told
     assert TOKEN not in wrong
     assert TOKEN[::-1] not in told
+
+
+COPIES = """
+import sys
+from pathlib import Path
+from teachers.repository_copy import copied
+print(copied(Path(sys.argv[1]), str).folder, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_has_left_is_swept_up(repository: Path, tmp_path: Path) -> None:
+    def start() -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", COPIES, str(repository)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"TMPDIR": str(tmp_path)}, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (killed, left), (living, used) = start(), start()
+    killed.kill()
+    killed.communicate()
+    assert left.is_dir()
+    other, own = start()
+    assert not left.exists()
+    assert used.is_dir()
+    assert own.is_dir()
+    for process in (living, other):
+        process.communicate("")
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- limits ----
