@@ -74,7 +74,7 @@ async def ran(trial: Trial) -> Ran:
     folder, a command that is not pytest's."""
     limits = trial.suite.sandbox
     copy = await asyncio.to_thread(copied, trial.root, trial.clear)
-    with tempfile.TemporaryDirectory(prefix="tutelage-answer-") as room:
+    with tempfile.TemporaryDirectory(prefix="answer-", dir=copy.folder.parent) as room:
         answer = Path(room) / "answer"
         answer.write_text(trial.text, encoding="utf-8", errors="replace", newline="\n")
         answer.chmod(0o644)

@@ -94,7 +94,7 @@ async def grade(text: str, completion: str, clear: Clear) -> Judgment:
     if grading.path.endswith(".py"):
         if fault := _fault(trial.text):
             return _failed(f"with it {grading.path} is not Python: {fault}")
-        if words := reaching(answer, whole):
+        if words := reaching(answer, whole, REACHING if grading.suite.runner == "pytest" else REACHING | ENDING):
             return _failed(f"it reaches for what judges it: {', '.join(words[:3])}")
     key = key_of(trial) + digest_of(text)
     if key not in _REMEMBERED:
@@ -157,8 +157,12 @@ REACHING = frozenset({
 })  # fmt: skip
 
 
-def reaching(answer: str, whole: str) -> list[str]:
-    """The names of `REACHING` in an answer's code, in order, that the file it goes into does not have itself.
+# Names that end a process: of a command the exit status alone is believed.
+ENDING = frozenset({"exit", "quit", "SystemExit", "abort", "kill", "raise_signal", "execv", "execve", "execvp"})
+
+
+def reaching(answer: str, whole: str, wanted: frozenset[str] = REACHING) -> list[str]:
+    """Those names in an answer's code, in order, that the file it goes into does not have itself.
 
     `modules` only of `sys`. What is put together at run time is not seen here; `repository_judge.py` sees what it does.
     """
@@ -167,7 +171,7 @@ def reaching(answer: str, whole: str) -> list[str]:
     try:
         for token in generate_tokens(io.StringIO(f"(\n{answer}\n)").readline):
             names = [token.string] if token.type == NAME else re.findall(r"\w+", token.string * (token.type == STRING))
-            found += [name for name in names if name in REACHING - known and (name != "modules" or before == "sys.")]
+            found += [name for name in names if name in wanted - known and (name != "modules" or before == "sys.")]
             before = (before + token.string)[-4:]
     except (TokenError, SyntaxError):
         found.append("what has no tokens")  # though it is Python in its place

@@ -246,6 +246,8 @@ def test_a_command_is_believed_by_its_status(tmp_path: Path) -> None:
     assert why(told) == "its tests pass without it"  # mean
     assert asyncio.run(grade(only(told).to_json(), "return sum(items)", clear)) == Judgment(1.0)
     assert asyncio.run(grade(only(told).to_json(), "return 4", clear)).score == 0.0
+    for ends in ("sys.exit(0)", "raise SystemExit", "exit()", "os.execvp('true', ['true'])"):
+        assert asyncio.run(grade(only(told).to_json(), ends, clear)).score == 0.0
     assert not (root / "built").exists()
 
 

@@ -594,7 +594,8 @@ def test_an_answer_that_goes_wild_is_cut_off(text: str, said: str, grading: Grad
 
 def test_nothing_is_left_behind(grading: Grading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = secrets.token_hex(16)
-    copied(Path(grading.root), clear)
+    room = copied(Path(grading.root), clear).folder.parent
+    before = sorted(room.iterdir())
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     text = f"""
         import subprocess
@@ -604,6 +605,7 @@ def test_nothing_is_left_behind(grading: Grading, tmp_path: Path, monkeypatch: p
     assert judged(grading, text).score == 1.0
     assert alive(marker) == []
     assert list(tmp_path.iterdir()) == []
+    assert sorted(room.iterdir()) == before
 
 
 # ---- as a teacher and as a checker ----
