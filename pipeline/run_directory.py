@@ -19,7 +19,7 @@ model/ adapter/    the result, as transformers and peft read it
 
 Texts of prompts, answers and references stand in samples.jsonl, in evaluations/*.samples.jsonl, in journal/ (as token
 ids) and, where a teacher's words quote them, in journal.sqlite; words of the code in a tokenizer that was learned from
-it. Nowhere else. The directory of a run on private data is closed to other users (`privacy.mark_run`).
+it. Nowhere else. The directory of a run on private data is closed to other users.
 """
 
 from __future__ import annotations
