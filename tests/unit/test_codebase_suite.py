@@ -166,7 +166,9 @@ def test_a_place_is_told_by_tests_that_fail_without_it(tmp_path: Path) -> None:
 
 @walled
 def test_tests_that_pass_without_it_tell_nothing(tmp_path: Path) -> None:
-    tests = "from calc import total\n\n\ndef test_it():\n    assert callable(total)\n"
+    tests = (
+        "from calc import total\n\n\ndef test_it():\n    assert callable(total)\n\n\ndef test_call():\n    total([1])\n"
+    )
     _, told = told_of(make(tmp_path, {**FILES, "tests/test_core.py": tests, "tests/test_case.py": ""}))
     assert why(told) == "its tests pass without it"
 
