@@ -6,7 +6,7 @@ import importlib.util
 import re
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -24,6 +24,7 @@ DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 NUMBER = re.compile(rf"(?P<sign>{SIGN})(?P<value>{DIGITS}(?:\.\d+)?|\.\d+)(?:/(?P<below>\d+)(?![\d/]))?")
 LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 LATEX_NOISE = re.compile(r"\{,\}|\\[,!;]|\\?\$|\\text\{[^{}]*\}")
+RUNNING = ("python_tests", "repository_tests")  # checkers that run the completion
 # Nobody's answer has more digits, and a model that repeats itself must not cost quadratic time.
 MOST_DIGITS = 200
 
@@ -52,8 +53,10 @@ def check(checker: str, completion: str, reference: str | None, prompt: Prompt |
         return float(_as_long(completion, first) == first)
     if checker == "similarity":
         return similarity(completion, reference)
-    if checker in ("python_tests", "repository_tests"):
-        return _run_tests(checker, completion, reference, prompt)
+    if checker in RUNNING:
+        if prompt is None:
+            raise DataError(f"checker {checker} needs the prompt, which says what the completion goes on with")
+        return _run_tests(checker, [(replace(prompt, reference=reference), completion)])[0]
     if checker != "numeric":
         known = "exact, numeric, first_line, similarity, python_tests, repository_tests, none"
         raise DataError(f"unknown checker {checker!r}: choose {known} or a file.py:function")
@@ -62,6 +65,22 @@ def check(checker: str, completion: str, reference: str | None, prompt: Prompt |
         where = f"the reference of prompt {prompt.prompt_id} in {prompt.source}" if prompt else "the reference"
         raise DataError(f"checker numeric: {where}, {_short(reference)}, has no number; use exact or a file's function")
     return float(last_number(completion) == expected)
+
+
+def check_all(asked: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+    """`check` of each completion by its prompt's own checker, in order; programs run as many at once as there are
+    cores."""
+    scores: dict[int, float | None] = {}
+    for checker in RUNNING:
+        numbers = [
+            n for n, (prompt, _) in enumerate(asked) if prompt.checker == checker and prompt.reference is not None
+        ]
+        if numbers:
+            scores |= zip(numbers, _run_tests(checker, [asked[n] for n in numbers]), strict=True)
+    return [
+        scores[n] if n in scores else check(prompt.checker or "none", text, prompt.reference, prompt)
+        for n, (prompt, text) in enumerate(asked)
+    ]
 
 
 def similarity(completion: str, reference: str) -> float:
@@ -83,17 +102,14 @@ def _as_long(completion: str, reference: str) -> str:
     return "\n".join(answer.split("\n")[: reference.count("\n") + 1]).strip()
 
 
-def _run_tests(checker: str, completion: str, reference: str, prompt: Prompt | None) -> float | None:
+def _run_tests(checker: str, asked: Sequence[tuple[Prompt, str]]) -> list[float | None]:
     """None where the tests themselves could not be run."""
-    from pipeline.humaneval import PYTHON_TESTS, evaluate
+    from pipeline.humaneval import PYTHON_TESTS, judge
     from teachers.config import RepositoryTests, Sandbox
 
-    if prompt is None:
-        raise DataError(f"checker {checker} needs the prompt, which says what the completion goes on with")
-    asked = replace(prompt, reference=reference)
-    check = PYTHON_TESTS if checker == "python_tests" else RepositoryTests(kind="repository_tests")
-    samples, passed = evaluate([asked], {asked.prompt_id: [completion]}, Sandbox(), check).counts[asked.prompt_id]
-    return passed / samples if samples else None
+    return judge(
+        asked, Sandbox(), PYTHON_TESTS if checker == "python_tests" else RepositoryTests(kind="repository_tests")
+    )
 
 
 def last_number(text: str) -> Fraction | None:

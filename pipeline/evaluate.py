@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
-from pipeline.checkers import check, similarity
+from pipeline.checkers import check_all, similarity
 from pipeline.measures import reference_losses
 from pipeline.recipe import Measure
 from pipeline.rollout.local import LocalGenerator
@@ -96,7 +96,7 @@ def evaluate_model(
     for domain, prompts in held_out.items():
         rendered = [(prompt, render(prompt.conversation, lm.tokenizer)) for prompt in prompts[:prompts_per_domain]]
         rollouts = generator.generate(rendered, chosen, seed=0, step=0, policy_version=0, on_finished=counted)
-        judged = [_judge(rollout, lm, chosen.stop) for rollout in rollouts]
+        judged = _judge(rollouts, lm, chosen.stop)
         domains[domain] = replace(summarise(rollouts, judged), measures=_measured(measures, lm, judged, rollouts))
         everything += judged
     return Evaluation(domains, tuple(everything))
@@ -125,11 +125,12 @@ def _measured(
     return found
 
 
-def _judge(rollout: Rollout, lm: CausalLM, stop: Sequence[str]) -> Sample:
-    prompt = rollout.prompt
-    text = answer_text(rollout, lm, stop)
-    score = check(prompt.checker or "none", text, prompt.reference, prompt)
-    return Sample(prompt.domain, prompt.prompt_id, text, prompt.reference, score, rollout.finish_reason)
+def _judge(rollouts: Sequence[Rollout], lm: CausalLM, stop: Sequence[str]) -> list[Sample]:
+    asked = [(rollout.prompt, answer_text(rollout, lm, stop)) for rollout in rollouts]
+    return [
+        Sample(prompt.domain, prompt.prompt_id, text, prompt.reference, score, rollout.finish_reason)
+        for rollout, (prompt, text), score in zip(rollouts, asked, check_all(asked), strict=True)
+    ]
 
 
 def summarise(rollouts: Sequence[Rollout], judged: Sequence[Sample]) -> Score:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.codebase.suite import clear
 from pipeline.errors import DataError
 from pipeline.prompts import prompt_hash
 from pipeline.statistics import PASS_AT, pass_rates
@@ -76,22 +77,12 @@ class Passed:
         return {**found, "problems": len(judged), "samples": samples, "not_judged": len(self.not_judged)}
 
 
-def evaluate(
-    prompts: Sequence[Prompt],
-    completions: Mapping[str, Sequence[str]],
-    limits: Sandbox,
-    check: PythonTests | RepositoryTests = PYTHON_TESTS,
-) -> Passed:
-    """Runs every completion, by prompt id, against its prompt's tests, as many at once as there are cores.
-
-    Raises TeacherError: no bubblewrap though `limits` require it.
-    """
-    config = ProgramTeacher(kind="program", check=check, sandbox=limits)
-    teacher = programs(check.kind, config, folder=Path(), check=lambda *_: None)
+def evaluate(prompts: Sequence[Prompt], completions: Mapping[str, Sequence[str]], limits: Sandbox) -> Passed:
+    """Runs every completion, by prompt id, against its prompt's tests. Raises TeacherError as `judge` does."""
     asked = [_request(prompt, n, text) for prompt in prompts for n, text in enumerate(completions[prompt.prompt_id])]
     counts = {prompt.prompt_id: (0, 0) for prompt in prompts}
     feedback, not_judged = {}, {}
-    for request, result in zip(asked, asyncio.run(_judged(teacher, asked)), strict=True):
+    for request, result in zip(asked, _judge(asked, limits, PYTHON_TESTS), strict=True):
         if isinstance(result, TeacherFailure):
             not_judged[request.request_id] = result.detail
             continue
@@ -101,6 +92,27 @@ def evaluate(
         if result.signal.feedback is not None:
             feedback[request.request_id] = result.signal.feedback
     return Passed(counts, feedback, not_judged)
+
+
+def judge(
+    asked: Sequence[tuple[Prompt, str]], limits: Sandbox, check: PythonTests | RepositoryTests
+) -> list[float | None]:
+    """The score of each completion by its prompt's tests, in order; None where there is no judging it.
+
+    As many run at once as there are cores. limits: of python_tests; a repository's are its suite's own.
+    Raises TeacherError: no bubblewrap though `limits` require it.
+    """
+    results = _judge([_request(prompt, n, text) for n, (prompt, text) in enumerate(asked)], limits, check)
+    signals = [result.signal if isinstance(result, Answer) else None for result in results]
+    return [signal.score if isinstance(signal, Judgment) else None for signal in signals]
+
+
+def _judge(
+    asked: Sequence[ScoreRequest], limits: Sandbox, check: PythonTests | RepositoryTests
+) -> list[Answer | TeacherFailure]:
+    config = ProgramTeacher(kind="program", check=check, sandbox=limits)
+    teacher = programs(check.kind, config, folder=Path(), check=lambda *_: None, clear=clear)
+    return asyncio.run(_judged(teacher, asked))
 
 
 async def _judged(teacher: Programs, asked: Sequence[ScoreRequest]) -> list[Answer | TeacherFailure]:

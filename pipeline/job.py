@@ -14,7 +14,9 @@ from accelerate.state import AcceleratorState
 from pipeline.asking import Asking, judged_by_checker
 from pipeline.averaging import Averages, averages_of, selves_of
 from pipeline.codebase.fim import fim_of
-from pipeline.codebase.source import Reader, Shelf, cache_file, open_codebase
+from pipeline.codebase.source import Opened, Reader, Shelf, cache_file, open_codebase, results_file
+from pipeline.codebase.suite import clear
+from pipeline.codebase.tested import Bench
 from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.judgments import JudgedSettings
@@ -24,7 +26,7 @@ from pipeline.optim import build_optimizer
 from pipeline.privacy import guard_of
 from pipeline.prompts import PromptSets, load_prompts, require, require_lengths, require_references
 from pipeline.ranks import World
-from pipeline.recipe import CodebaseSource, DistillRecipe, NewModel, RecipeBase, SftRecipe
+from pipeline.recipe import Codebase, CodebaseSource, DistillRecipe, NewModel, RecipeBase, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.remote import Desk
 from pipeline.rollout.protocol import SamplingSettings
@@ -96,9 +98,7 @@ def load_parts(job: Job) -> Parts:
     recipe = job.recipe
     job.display.phase("loading prompts and models")
     model_path = _student_path(job)
-    prompts = load_prompts(
-        recipe.data, folder=job.loaded.path.parent, seed=recipe.seed, code=_code_reader(job, model_path)
-    )
+    prompts = _prompts(job, model_path)
     require(prompts, recipe.training.prompts_per_step)
     if job.world.is_main:
         same_data(job.folder, prompts.fingerprint)
@@ -139,6 +139,19 @@ def load_parts(job: Job) -> Parts:
     return Parts(student, averages, selves, pool, prompts, desk)
 
 
+def _prompts(job: Job, model_path: str) -> PromptSets:
+    """Read by the main process first: what it has read, and run, of a codebase is remembered for the others."""
+    recipe = job.recipe
+    if not job.world.is_main:
+        job.world.wait()
+    found = load_prompts(
+        recipe.data, folder=job.loaded.path.parent, seed=recipe.seed, code=_code_reader(job, model_path)
+    )
+    if job.world.is_main:
+        job.world.wait()
+    return found
+
+
 def _learns_references(recipe: SftRecipe | DistillRecipe) -> bool:
     """Whether the prompts' references are trained on, alone or beside what the teachers say."""
     if isinstance(recipe, DistillRecipe):
@@ -152,7 +165,7 @@ def _tools(job: Job, student: Student) -> Tools:
     def rendered(conversation: Conversation, system: str | None) -> tuple[int, ...]:
         return render(conversation, tokenizer, system=system)
 
-    return Tools(tokenizer, rendered, guard_of(job.recipe), job.loaded.path.parent, judged_by_checker)
+    return Tools(tokenizer, rendered, guard_of(job.recipe), job.loaded.path.parent, judged_by_checker, clear)
 
 
 def _student_path(job: Job) -> str:
@@ -169,15 +182,19 @@ def _student_path(job: Job) -> str:
 def _texts_to_learn_from(job: Job, model: NewModel) -> Iterator[str]:
     """What a new model's tokenizer is learned from: a codebase's training side."""
     if model.tokenizer != "characters":
-        opened = open_codebase(model.tokenizer.of, _shelf(job))
+        opened = _opened(job, model.tokenizer.of)
         yield from (file.text for file in opened.code.files if file.path in opened.split.train)
 
 
 def _code_reader(job: Job, model_path: str) -> Reader | None:
     """What reads codebases, where a source is of that kind: prompts are packed by the student's own tokens."""
     recipe = job.recipe
-    if not any(isinstance(source, CodebaseSource) for source in recipe.data.sources.values()):
+    sources = [source for source in recipe.data.sources.values() if isinstance(source, CodebaseSource)]
+    if not sources:
         return None
+    for config in dict.fromkeys(source.of or recipe.source for source in sources):
+        if config is not None:
+            _opened(job, config)
     tokenizer = load_tokenizer(model_path, name="student", revision=recipe.student.revision)
     return Reader(
         own=recipe.source,
@@ -185,7 +202,13 @@ def _code_reader(job: Job, model_path: str) -> Reader | None:
         count=lru_cache(COUNTED)(lambda text: len(tokenizer.encode(text, add_special_tokens=False))),
         prompt_tokens=recipe.data.max_prompt_tokens,
         fim=fim_of(tokenizer),
+        bench=Bench(results_file(), job.display),
     )
+
+
+def _opened(job: Job, config: Codebase) -> Opened:
+    with job.display.counted("reading the code") as advance:
+        return open_codebase(config, replace(_shelf(job), advance=advance))
 
 
 def _shelf(job: Job) -> Shelf:

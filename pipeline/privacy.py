@@ -259,6 +259,18 @@ def mark(recipe: RecipeBase, folder: Path, prepared: Mapping[str, Path] | None =
     )
 
 
+def mark_run(recipe: RecipeBase, folder: Path, prepared: Mapping[str, Path]) -> None:
+    """Marks a whole run before it learns anything, so that it stays marked however it ends.
+
+    A private run's directory is closed to others when it begins, since its samples and journals hold prompts; whoever
+    opens it again is not contradicted.
+    """
+    begins = not (folder / MARK).exists()
+    mark(recipe, folder, prepared)
+    if begins and _says_private(folder / MARK):
+        folder.chmod(0o700)
+
+
 def is_marked(folder: Path) -> bool:
     """Whether the model in this folder was trained on private data, by its own mark or its run's.
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.checkers import last_number
 from pipeline.codebase import types
-from pipeline.codebase.source import Reader, checker_of, examples_of
+from pipeline.codebase.source import Reader, examples_of
 from pipeline.errors import DataError
 from pipeline.recipe import CodebaseSource, Data, DatasetSource, Source, TaskSource
 from pipeline.tables import Example, find_layout, open_table, reader
@@ -277,13 +277,14 @@ def _without_history(source: Source, code: Reader | None) -> bool:
 def _scan_code(source: CodebaseSource, name: str, held_out: int, folder: Path, reader: Reader) -> _Scan:
     """Its split keeps the sides apart, by file and not by a prompt's words; what has the same words is left out too."""
     found = examples_of(source, name, held_out, reader)
+    checker = _checker_path(found.checker, folder)
 
     def prompts(examples: Sequence[types.Example]) -> dict[str, Prompt]:
         made = {}
         for each in examples:
             example = Example(each.conversation, each.reference, source.domain, each.retrieved)
-            prompt = _prompt(example, source, name, _checker_path(checker_of(source, each), folder))
-            made[prompt.prompt_id] = replace(prompt, grading=each.grading)
+            prompt = replace(_prompt(example, source, name, checker), grading=each.grading)
+            made[prompt.prompt_id] = prompt
         return made
 
     hidden = tuple(prompts(found.held_out).values())

@@ -11,11 +11,13 @@ from typing import Any
 from pipeline.recipe_problems import did_you_mean
 from pipeline.tasks import DOMAINS
 from pipeline.yaml_lines import Key
-from teachers.config import GIFTS
+from teachers.config import GIFTS, Limits, Sandbox
+from teachers.sandbox import WALL
 
 Finding = tuple[Key, str]
 
 _PREPARED = "prepared:"
+RUN_BY_TESTS = ("feature", "body")  # tasks that put back what tests may miss
 _GRADERS = ("chat", "program", "plugin")
 
 
@@ -30,7 +32,7 @@ def disagreements(data: Mapping[str, Any], prepared: Collection[str] = ()) -> li
     prepared: names of results that an enclosing recipe has prepared before this one.
     """
     known = [*section_of(data, "prepare"), *prepared]
-    checks = (_tasks, _codebases, _teacher_names, _pool, _domains, _writers, _temperatures, _alone, _choices)
+    checks = (_tasks, _codebases, _suites, _teacher_names, _pool, _domains, _writers, _temperatures, _alone, _choices)
     return [*_prepared(data, known), *(finding for check in checks for finding in check(data))]
 
 
@@ -73,6 +75,31 @@ def _codebases(data: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("compare",), "sft_on_code needs a source of kind codebase on the recipe's `source`; leave it out"
     if sources and all(section_of(source).get("weight") == 0 for source in sources.values()):
         yield ("data", "sources"), "every source has weight 0, so none is trained on; give one a weight"
+
+
+def _suites(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whoever judges by a repository's tests has prompts that say which, and time enough to run them."""
+    suites: dict[str, Mapping[str, Any]] = {}
+    for name, source in section_of(data, "data", "sources").items():
+        code = section_of(source, "of") or section_of(data, "source")
+        if section_of(source).get("kind") == "codebase" and section_of(source).get("task") in RUN_BY_TESTS:
+            suites |= {name: section_of(code, "tests")} if code.get("tests") is not None else {}
+        if section_of(source).get("checker") == "repository_tests" and name not in suites:
+            text = "no tests are run for this source; it needs task: feature or body, and source.tests"
+            yield ("data", "sources", name, "checker"), text
+    given = [section_of(suite, "sandbox").get("seconds", Sandbox().seconds) for suite in suites.values()]
+    longest = WALL * max((seconds for seconds in given if isinstance(seconds, int | float)), default=0)
+    for name, teacher in section_of(data, "teachers").items():
+        check = section_of(teacher).get("check")
+        if "repository_tests" not in (check, section_of(check).get("kind")):
+            continue
+        if not suites:
+            text = "no source has tests to be judged by; add one with task: feature, and source.tests: {}"
+            yield ("teachers", name, "check"), text
+        timeout = section_of(teacher, "limits").get("timeout", Limits().timeout)
+        if isinstance(timeout, int | float) and timeout < longest:
+            text = f"tests may take {longest:g} s on the clock; raise it, or lower source.tests.sandbox.seconds"
+            yield ("teachers", name, "limits", "timeout"), text
 
 
 def source_domains(data: Mapping[str, Any]) -> dict[str, Key] | None:

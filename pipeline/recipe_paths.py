@@ -62,6 +62,11 @@ def _paths(data: dict[str, Any]) -> Iterator[tuple[Key, str]]:
     for name in section_of(data, "teachers"):
         keys += [("teachers", name, key) for key in ("instructions", "rubric", "use")]
         keys += [("teachers", name, "check", key) for key in ("file", "files", "checker")]
+    for path in (("source",), *(("data", "sources", name, "of") for name in section_of(data, "data", "sources"))):
+        packages = section_of(data, *path, "tests").get("packages")
+        for number, value in enumerate(packages if isinstance(packages, list) else ()):
+            if isinstance(value, str):
+                yield (*path, "tests", "packages", number), value
     for *above, key in keys:
         value = section_of(data, *map(str, above)).get(str(key))
         if isinstance(value, str) and value:
@@ -75,6 +80,8 @@ def _resolved(key: Key, value: str, folders: Folders) -> tuple[str, str]:
     if key[-1] in ("rubric", "instructions") and is_text(value):
         return value, ""
     found = _find(value, folders)
+    if key[-2] == "packages":
+        return (str(found), "") if found is not None and found.is_dir() else (value, _absent("folder", value, folders))
     match key[-1]:
         case "path" if key[-2] in ("source", "of"):
             what, wanted = "folder", not value.startswith(PACKAGE)

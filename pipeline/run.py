@@ -23,7 +23,7 @@ from pipeline.job import Job, Parts, build_loop, load_parts, make_accelerator
 from pipeline.loop import Loop, State
 from pipeline.mixing import MixState
 from pipeline.preflight import preflight
-from pipeline.privacy import TERMS, examine_all, mark, terms
+from pipeline.privacy import TERMS, examine_all, mark, mark_run, terms
 from pipeline.ranks import world_of
 from pipeline.recipe import DistillRecipe
 from pipeline.recipe_checks import model_keys
@@ -83,7 +83,7 @@ def output(inner: LoadedRecipe, folder: Path, name: str) -> Path:
 def _finish(job: Job) -> None:
     """Evaluates, trains, evaluates again, compares, exports. What is on disk already is not done again."""
     if job.world.is_main:
-        mark(job.recipe, job.folder, job.prepared)  # a run is marked before it learns anything, and stays so
+        mark_run(job.recipe, job.folder, job.prepared)
     parts = load_parts(job)
     with ExitStack() as stack:  # however it ends: what it cost is said after the last question is closed
         stack.callback(parts.desk.close)

@@ -18,7 +18,7 @@ import torch
 from pipeline import checkpoint as checkpoints
 from pipeline import manifest
 from pipeline.asking import Asked, rows_of
-from pipeline.checkers import check
+from pipeline.checkers import check_all
 from pipeline.errors import RunError
 from pipeline.evaluate import answer_text
 from pipeline.files import append_line
@@ -229,13 +229,11 @@ def restore_state(loop: Loop, value: checkpoints.Checkpoint) -> State:
 def score_rollouts(loop: Loop, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
     """The checkers' scores of what the student or a teacher wrote, by domain."""
     scores: dict[str, list[float]] = {}
-    for rollout in rollouts:
-        prompt = rollout.prompt
-        if rollout.writer != REFERENCE and prompt.checker:
-            text = answer_text(rollout, loop.student.lm, loop.stop)
-            score = check(prompt.checker, text, prompt.reference, prompt)
-            if score is not None:
-                scores.setdefault(prompt.domain, []).append(score)
+    written = [rollout for rollout in rollouts if rollout.writer != REFERENCE and rollout.prompt.checker]
+    asked = [(rollout.prompt, answer_text(rollout, loop.student.lm, loop.stop)) for rollout in written]
+    for (prompt, _), score in zip(asked, check_all(asked), strict=True):
+        if score is not None:
+            scores.setdefault(prompt.domain, []).append(score)
     return scores
 
 

@@ -216,6 +216,16 @@ class PythonTests(Section):
     kind: Literal["python_tests"]
 
 
+class Sandbox(Section):
+    """What a program may use. It never has a network, and writes to its scratch folder alone."""
+
+    seconds: Seconds = 10.0
+    memory_megabytes: Positive = 1024
+    processes: Positive = 64
+    output_kilobytes: Positive = 64
+    required: bool = Field(True, description="false: run unprotected where bubblewrap is missing")
+
+
 class RepositorySuite(Section):
     """A repository's own tests. They run on a scratch copy, in the sandbox; the checkout itself is never written to."""
 
@@ -226,6 +236,8 @@ class RepositorySuite(Section):
         "pytest", description="command: run as it is, passed with exit status 0; no test is chosen"
     )
     packages: tuple[Path, ...] = Field((), description="folders that the tests import from, read-only")
+    sandbox: Sandbox = Field(Sandbox(), description="what one run of them may use")
+    places: Positive = Field(100, description="of a task, at most, on each side of the split, whose tests are run")
 
 
 class RepositoryTests(Section):
@@ -251,16 +263,6 @@ Check = Annotated[
     Field(discriminator="kind"),
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
 ]
-
-
-class Sandbox(Section):
-    """What a program may use. It never has a network, and writes to its scratch folder alone."""
-
-    seconds: Seconds = 10.0
-    memory_megabytes: Positive = 1024
-    processes: Positive = 64
-    output_kilobytes: Positive = 64
-    required: bool = Field(True, description="false: run unprotected where bubblewrap is missing")
 
 
 class ProgramTeacher(RemoteBase):

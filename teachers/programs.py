@@ -32,6 +32,8 @@ from teachers.config import (
 )
 from teachers.errors import TeacherError
 from teachers.python_tests import fenced, parts_of, prompt_text, read_tests
+from teachers.repository_copy import Clear
+from teachers.repository_run import JUDGE as REPOSITORY_JUDGE
 from teachers.sandbox import WALL, Outcome, SandboxError, run
 from teachers.tools import Checker, Tools
 from teachers.types import Answer, Finding, Judgment, ScoreRequest, SignalKind, TeacherFailure, Usage
@@ -56,18 +58,18 @@ class NotJudged:
 
 def build(name: str, config: ProgramTeacher, tools: Tools) -> Programs:
     """Raises TeacherError: see `programs`."""
-    return programs(name, config, folder=tools.folder, check=tools.check)
+    return programs(name, config, folder=tools.folder, check=tools.check, clear=tools.clear)
 
 
-def programs(name: str, config: ProgramTeacher, *, folder: Path, check: Checker) -> Programs:
-    """A program as a teacher. folder: what relative paths are relative to. check: the recipe's checkers.
+def programs(name: str, config: ProgramTeacher, *, folder: Path, check: Checker, clear: Clear) -> Programs:
+    """A program as a teacher. folder: what relative paths are relative to. check, clear: as in `Tools`.
 
     Raises TeacherError: no bubblewrap though it is required, a pattern or a schema that is none, no such files, too
     little time for one attempt.
     """
     at = f"teachers.{name}"
     limits, notes = _limits_of(at, config)
-    grade, decides = _graded(at, config.check, limits, folder, check)
+    grade, decides = _graded(at, config.check, limits, folder, check, clear)
     identity = _digest("program", config.check.model_dump_json(), limits.model_dump_json(), *decides)
     return Programs(name, identity, grade, limits, notes)
 
@@ -75,6 +77,10 @@ def programs(name: str, config: ProgramTeacher, *, folder: Path, check: Checker)
 def _limits_of(at: str, config: ProgramTeacher) -> tuple[Sandbox, tuple[str, ...]]:
     """The limits, and what there is to say about them. Where no code of the answer runs, no walls are required."""
     limits = config.sandbox
+    if isinstance(config.check, RepositoryTests) and limits != Sandbox():
+        raise TeacherError(
+            f"{at}.sandbox: a repository's tests have their limits under source.tests.sandbox; set it there"
+        )
     if not isinstance(config.check, PythonTests | RepositoryTests | Command):
         return limits.model_copy(update={"required": False}), ()
     longest = limits.seconds * WALL
@@ -91,7 +97,9 @@ def _limits_of(at: str, config: ProgramTeacher) -> tuple[Sandbox, tuple[str, ...
     return limits, (f"{at} runs programs unprotected, with your rights, files and network: {missing}",)
 
 
-def _graded(at: str, chosen: Check, limits: Sandbox, folder: Path, check: Checker) -> tuple[Grade, list[str]]:
+def _graded(
+    at: str, chosen: Check, limits: Sandbox, folder: Path, check: Checker, clear: Clear
+) -> tuple[Grade, list[str]]:
     """How to grade, and what decides the grades beside the configuration's own words."""
     if isinstance(chosen, ExactAnswer):
         checker = chosen.checker and _placed(chosen.checker, folder)
@@ -104,7 +112,7 @@ def _graded(at: str, chosen: Check, limits: Sandbox, folder: Path, check: Checke
     if isinstance(chosen, PythonTests):
         return partial(_grade_tests, limits), [JUDGE.read_text(encoding="utf-8"), sys.version]
     if isinstance(chosen, RepositoryTests):
-        return partial(_grade_in_repository, limits), [sys.version]
+        return partial(_grade_in_repository, clear), [REPOSITORY_JUDGE.read_text(encoding="utf-8"), sys.version]
     files = _files(at, chosen.files and folder / chosen.files)
     contents = [_digest(name, sha256(content).hexdigest()) for name, content in files.items()]
     return partial(_grade_command, chosen, files, limits), contents
@@ -238,11 +246,11 @@ async def _grade_tests(limits: Sandbox, request: ScoreRequest) -> Judgment | Not
     return Judgment(1.0) if verdict["passed"] else Judgment(0.0, _shortened(verdict["feedback"]))
 
 
-async def _grade_in_repository(limits: Sandbox, request: ScoreRequest) -> Judgment | NotJudged:
+async def _grade_in_repository(clear: Clear, request: ScoreRequest) -> Judgment | NotJudged:
     if request.grading is None:
         return NotJudged("no_grading", "the prompt does not say which tests of which repository judge its answers")
     try:
-        return await repository_tests.grade(request.grading, request.completion, limits)
+        return await repository_tests.grade(request.grading, request.completion, clear)
     except (repository_tests.UnusableGrading, TeacherError) as error:
         return NotJudged("bad_tests", _shortened(f"the repository's tests cannot be run: {error}"))
 

@@ -1,6 +1,7 @@
 """A read-only copy of a repository for the sandbox, made once; each run sees it with one file replaced.
 
-The checkout is read and never written to. The copy has what git lists, untracked files that it does not ignore, and
+The checkout is read and never written to. Secrets in its text files are replaced in the copy: what is not there no
+answer can read, and no test can print. The copy has what git lists, untracked files that it does not ignore, and
 ignored files that lie between listed ones (a generated version, a compiled extension); of a plain folder all but caches
 and environments. No history, and of compiled Python only what is compiled here, once, so that no run has to. A run
 sees neither the compiled form of the file that an answer replaces, nor any installed copy of its package.
@@ -9,19 +10,22 @@ sees neither the compiled form of the file that an answer replaces, nor any inst
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import os
 import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from importlib.util import cache_from_source
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from tokenize import detect_encoding
+from typing import IO
 
 from teachers.canaries import SOURCE
 from teachers.errors import TeacherError
@@ -35,7 +39,9 @@ SKIPPED = {
 }  # fmt: skip
 BUILT = ("build", "dist")  # at the top of a plain folder: copies of the code itself
 COMPILED_ENDS = (".pyc", ".pyo")
+PREFIX = "tutelage-copy-"
 MOST_BYTES = 1 << 30
+MOST_TEXT_BYTES = 1 << 25  # of one file that secrets are looked for in
 COMPILE_SECONDS = 300
 
 
@@ -54,18 +60,32 @@ class Copy:
     path: tuple[str, ...]
 
 
+Clear = Callable[[str], str]  # a text -> the same without secrets
+
+
+_making = Lock()
+_held: list[IO[str]] = []
+
+
+def copied(root: Path, clear: Clear) -> Copy:
+    """Made once in a process, by whichever thread is first. Raises TeacherError: no folder, no room, more than 1 GB."""
+    with _making:
+        return _made(root, clear)
+
+
 @lru_cache(maxsize=8)
-def copied(root: Path) -> Copy:
-    """Raises TeacherError: no folder, no room, more than 1 GB."""
+def _made(root: Path, clear: Clear) -> Copy:
     if not root.is_dir():
         raise TeacherError(f"{root}: there is no such folder; name the checkout whose tests are to run")
-    room = Path(tempfile.mkdtemp(prefix="tutelage-copy-"))  # closed to others
+    _sweep()
+    room = Path(tempfile.mkdtemp(prefix=PREFIX))  # closed to others
     atexit.register(shutil.rmtree, room, ignore_errors=True)
+    _hold(room)
     package = (root / "__init__.py").is_file()
     inside = f"{PLACE}/{root.name if package else 'code'}"
     folder = room / "code"
     try:
-        digest = _copy(root, folder)
+        digest = _copy(root, folder, clear)
         canaries = f"test_{secrets.token_hex(8)}.py"
         (folder / canaries).write_text(SOURCE, encoding="utf-8")
         (room / "empty").touch(0o644)
@@ -77,10 +97,28 @@ def copied(root: Path) -> Copy:
     return Copy(folder, inside, canaries, room / "empty", digest, path)
 
 
-def text_of(root: Path, path: str) -> str | None:
-    """A file of the checkout as a reader of its code has it, with plain line ends; None where it cannot be read."""
+def _hold(room: Path) -> None:
+    """Locks it as long as this process lives."""
+    file = (room / "lock").open("w")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _held.append(file)
+
+
+def _sweep() -> None:
+    """Removes what killed processes have left: whose lock is free."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/lock"):
+        try:
+            with lock.open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:  # another user's, or in use
+            continue
+
+
+def text_of(copy: Copy, path: str) -> str | None:
+    """A file as a reader of the code has it, with plain line ends; None where it cannot be read."""
     try:
-        raw = (root / path).read_bytes()
+        raw = (copy.folder / path).read_bytes()
         encoding = detect_encoding(iter(raw.splitlines(keepends=True)).__next__)[0] if path.endswith(".py") else "utf-8"
         return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, SyntaxError, UnicodeDecodeError, StopIteration):
@@ -130,8 +168,8 @@ def _installed(copy: Copy, root: Path, path: str, place: Path) -> list[str]:
 # ---- making one ----
 
 
-def _copy(root: Path, folder: Path) -> str:
-    """Copies what is needed; the digest of it all."""
+def _copy(root: Path, folder: Path, clear: Clear) -> str:
+    """Copies what is needed; the digest of it all as it then is."""
     found, total = sha256(), 0
     folder.mkdir(mode=0o755)
     for path in sorted(set(_listed(root) or _walked(root))):
@@ -143,11 +181,24 @@ def _copy(root: Path, folder: Path) -> str:
             raise TeacherError(f"{root} has more than 1 GB, which is copied for its tests: have git ignore the rest")
         target = folder / path
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        content = _cleared(source.read_bytes(), clear)
+        target.write_bytes(content)
         shutil.copymode(source, target)
-        found.update(f"{len(path)} {path} {source.stat().st_size} ".encode("utf-8", "surrogateescape"))
-        found.update(target.read_bytes())
+        found.update(f"{len(path)} {path} {len(content)} ".encode("utf-8", "surrogateescape"))
+        found.update(content)
     return found.hexdigest()
+
+
+def _cleared(content: bytes, clear: Clear) -> bytes:
+    """A text without its secrets, in whichever encoding: what replaces them is ASCII. What is no text as it is."""
+    if b"\0" in content or len(content) > MOST_TEXT_BYTES:
+        return content
+    for encoding in ("utf-8", "latin-1"):  # the latter fits all
+        try:
+            return clear(content.decode(encoding)).encode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise AssertionError("latin-1 decodes everything")
 
 
 def _open(folder: Path) -> None:

@@ -120,7 +120,7 @@ def last_line(path: str) -> str:
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""
-    words = [line.strip()[:MOST_WORDS] for line in reversed(lines) if line.strip()]
+    words = [cut(line.strip(), MOST_WORDS) for line in reversed(lines) if line.strip()]
     return next((line for line in words if "error" in line.lower()), words[0] if words else "")
 
 
@@ -209,10 +209,17 @@ def plugin_for(work: Mapping[str, Any], tell: Tell) -> Any:
 
 
 def shown(report: Any, most: int) -> str:
-    """The last lines of what a report says, on one."""
+    """What a report says of its failure, on one line."""
     crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
     text = str(crash.message if crash is not None else report.longrepr)
-    return " ".join(text.split())[:most]
+    errors = [line[1:] for line in text.split("\n") if line.startswith("E ")]  # of a file that cannot be imported
+    text = " ".join(errors) or text
+    return cut(" ".join(text.split()), most)
+
+
+def cut(text: str, most: int) -> str:
+    """Between words: a part of a secret is not known for one any more."""
+    return text if len(text) <= most else text[: most + 1].rpartition(" ")[0]
 
 
 def digest_of(item: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from teachers.canaries import FAILING, PASSING, SOURCE
 from teachers.config import RepositorySuite, Sandbox
 from teachers.errors import TeacherError
-from teachers.repository_copy import Copy, copied, mounts_of
+from teachers.repository_copy import Clear, Copy, copied, mounts_of
 from teachers.sandbox import Outcome, run
 from teachers.walls import PACKAGES, PYTHON
 
@@ -30,7 +30,8 @@ TestResult = Literal["passed", "failed", "skipped", "unfinished"]
 
 @dataclass(frozen=True)
 class Trial:
-    """path: the file that is replaced, below `root`, by `text`, whose lines `lines`, from 1, are the answer's.
+    """path: the file that is replaced, below `root`, by `text`, whose lines `lines`, from 1, are the answer's. clear:
+    what takes secrets out of everything else before it is run.
 
     select: what pytest is asked for, node ids or files. chosen: of what it finds there, the tests that run; None: all.
     """
@@ -42,6 +43,7 @@ class Trial:
     select: tuple[str, ...]
     chosen: tuple[str, ...] | None
     suite: RepositorySuite
+    clear: Clear
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,12 @@ class Ran:
         return sha256(json.dumps([[name, self.code.get(name)] for name in tests]).encode()).hexdigest()[:16]
 
 
-async def ran(trial: Trial, limits: Sandbox) -> Ran:
-    """Raises SandboxError: no bubblewrap, whatever `limits.required` says; TeacherError: no such folder, a command
-    that is not pytest's."""
-    copy = await asyncio.to_thread(copied, trial.root)
-    with tempfile.TemporaryDirectory(prefix="tutelage-answer-") as room:
+async def ran(trial: Trial) -> Ran:
+    """Within the suite's limits. Raises SandboxError: no bubblewrap, whatever they say of it; TeacherError: no such
+    folder, a command that is not pytest's."""
+    limits = trial.suite.sandbox
+    copy = await asyncio.to_thread(copied, trial.root, trial.clear)
+    with tempfile.TemporaryDirectory(prefix="answer-", dir=copy.folder.parent) as room:
         answer = Path(room) / "answer"
         answer.write_text(trial.text, encoding="utf-8", errors="replace", newline="\n")
         answer.chmod(0o644)
@@ -87,11 +90,12 @@ async def ran(trial: Trial, limits: Sandbox) -> Ran:
         return _read(await run(words, files, printing, order, mounts=mounts), nonce, copy.canaries, limits)
 
 
-def key_of(trial: Trial, limits: Sandbox) -> str:
+def key_of(trial: Trial) -> str:
     """Equal keys have equal results: of the repository, the answer, the tests, the command, the limits, the judge."""
+    suite = trial.suite.model_dump_json(exclude={"places"})
     decides = [
-        copied(trial.root).digest, trial.path, trial.text, trial.lines, trial.select, trial.chosen,
-        trial.suite.model_dump_json(), limits.model_dump_json(), JUDGE.read_text(encoding="utf-8"),
+        copied(trial.root, trial.clear).digest, trial.path, trial.text, trial.lines, trial.select, trial.chosen,
+        suite, JUDGE.read_text(encoding="utf-8"),
         SOURCE, sys.version,
     ]  # fmt: skip
     return sha256(json.dumps(decides).encode()).hexdigest()
@@ -112,7 +116,7 @@ def _order(copy: Copy, trial: Trial) -> dict[str, Any]:
         "lines": trial.lines,
         "arguments": [
             *(word for word in options if word not in ("-x", "--exitfirst")), f"--rootdir={copy.inside}",
-            "-p", "no:cacheprovider", *_alone(), *trial.select, copy.canaries,
+            "-p", "no:cacheprovider", "--continue-on-collection-errors", *_alone(), *trial.select, copy.canaries,
         ],
         "stop_at_first": trial.chosen is not None and ("-x" in options or "--exitfirst" in options),
         "chosen": trial.chosen,

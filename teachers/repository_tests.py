@@ -9,19 +9,20 @@ feedback. Which tests are chosen, and that they tell a right body from none, is 
 from __future__ import annotations
 
 import ast
+import asyncio
 import io
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from token import NAME, STRING
 from tokenize import TokenError, generate_tokens
 from typing import Any
 
-from teachers.config import RepositorySuite, Sandbox
+from teachers.config import RepositorySuite
 from teachers.python_tests import fenced
-from teachers.repository_copy import text_of
+from teachers.repository_copy import Clear, copied, text_of
 from teachers.repository_run import Ran, Trial, key_of, ran
 from teachers.types import Judgment
 
@@ -36,6 +37,7 @@ class Grading:
     root: the checkout. path: the file in it. text: the digest of its text, whose characters [start, end) the answer
     replaces. symbol: what stands there, such as `Graph.add_edge`. tests: node ids that must pass. proof: the digest of
     these tests' code (`Ran.proof`). allowed: what the code that stands there touches itself, and an answer may.
+    suite: how they run, and with which limits.
     """
 
     root: str
@@ -47,12 +49,10 @@ class Grading:
     tests: tuple[str, ...]
     proof: str
     allowed: tuple[str, ...]
-    run: tuple[str, ...]
-    runner: str
-    packages: tuple[str, ...] = ()
+    suite: RepositorySuite
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps({**vars(self), "suite": self.suite.model_dump(mode="json")}, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> Grading:
@@ -60,14 +60,10 @@ class Grading:
         told: Any = json.loads(text)
         try:
             plain: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in told.items()}
-            return Grading(**plain)
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"no grading by a repository's tests: {error}") from error
-
-    @property
-    def suite(self) -> RepositorySuite:
-        told: dict[str, Any] = {"run": self.run, "runner": self.runner, "packages": tuple(map(Path, self.packages))}
-        return RepositorySuite.model_validate(told)
+            suite = RepositorySuite.model_validate_json(json.dumps(plain.pop("suite", None)))
+            return Grading(**plain, suite=suite)
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"no grading by a repository's tests: {' '.join(str(error).split())}") from error
 
 
 def digest_of(text: str) -> str:
@@ -81,8 +77,8 @@ class UnusableGrading(Exception):
 _REMEMBERED: dict[str, Judgment] = {}  # of this process: an evaluation asks again what training has asked
 
 
-async def grade(text: str, completion: str, limits: Sandbox) -> Judgment:
-    """The judgment on an answer. text: a Grading, as JSON.
+async def grade(text: str, completion: str, clear: Clear) -> Judgment:
+    """The judgment on an answer, within its suite's own limits. text: a Grading, as JSON. clear: as for a Trial.
 
     Raises UnusableGrading: no grading, a file that has changed since, no pytest; SandboxError, TeacherError: see `ran`.
     """
@@ -90,26 +86,26 @@ async def grade(text: str, completion: str, limits: Sandbox) -> Judgment:
         grading = Grading.from_json(text)
     except ValueError as error:
         raise UnusableGrading(str(error)) from error
-    whole = text_of(Path(grading.root), grading.path)
+    whole = text_of(await asyncio.to_thread(copied, Path(grading.root), clear), grading.path)
     if whole is None or digest_of(whole) != grading.text:
         raise UnusableGrading(f"{grading.path} has changed since its prompt was made: read the codebase again")
     answer = fitted(whole, grading.start, grading.end, completion, grading.path)
-    trial = trial_of(grading, whole, answer)
+    trial = trial_of(grading, whole, answer, clear)
     if grading.path.endswith(".py"):
         if fault := _fault(trial.text):
             return _failed(f"with it {grading.path} is not Python: {fault}")
-        if words := reaching(answer, whole):
+        if words := reaching(answer, whole, REACHING if grading.suite.runner == "pytest" else REACHING | ENDING):
             return _failed(f"it reaches for what judges it: {', '.join(words[:3])}")
-    key = key_of(trial, limits) + digest_of(text)
+    key = key_of(trial) + digest_of(text)
     if key not in _REMEMBERED:
-        found = judgment(grading, await ran(trial, limits))
+        found = judgment(grading, await ran(trial))
         while len(_REMEMBERED) >= MOST_REMEMBERED:
             del _REMEMBERED[next(iter(_REMEMBERED))]
         _REMEMBERED[key] = found
     return _REMEMBERED[key]
 
 
-def trial_of(grading: Grading, whole: str, answer: str) -> Trial:
+def trial_of(grading: Grading, whole: str, answer: str, clear: Clear) -> Trial:
     """The file as the answer leaves it, and the tests to run on it."""
     before = whole[: grading.start]
     first = before.count("\n") + 1
@@ -121,6 +117,7 @@ def trial_of(grading: Grading, whole: str, answer: str) -> Trial:
         select=tuple(dict.fromkeys(test.partition("[")[0] for test in grading.tests)),
         chosen=grading.tests,
         suite=grading.suite,
+        clear=clear,
     )
 
 
@@ -138,14 +135,14 @@ def judgment(grading: Grading, result: Ran) -> Judgment:
         return _failed(f"{name}: {result.ending if result.hung else how}")
     if not result.complete or result.ending:
         return _failed(result.ending or "the tests did not come to their end")
-    if grading.runner == "pytest" and result.proof(grading.tests) != grading.proof:
+    if grading.suite.runner == "pytest" and result.proof(grading.tests) != grading.proof:
         return _failed("the tests that ran are not the repository's own")
     return Judgment(1.0)
 
 
 def _failed(text: str) -> Judgment:
     text = " ".join(text.split())
-    return Judgment(0.0, text if len(text) <= MOST_WORDS else f"{text[: MOST_WORDS - 3]}...")
+    return Judgment(0.0, text if len(text) <= MOST_WORDS else f"{text[: MOST_WORDS - 3].rpartition(' ')[0]}...")
 
 
 # ---- what an answer must not name ----
@@ -160,8 +157,12 @@ REACHING = frozenset({
 })  # fmt: skip
 
 
-def reaching(answer: str, whole: str) -> list[str]:
-    """The names of `REACHING` in an answer's code, in order, that the file it goes into does not have itself.
+# Names that end a process: of a command the exit status alone is believed.
+ENDING = frozenset({"exit", "quit", "SystemExit", "abort", "kill", "raise_signal", "execv", "execve", "execvp"})
+
+
+def reaching(answer: str, whole: str, wanted: frozenset[str] = REACHING) -> list[str]:
+    """Those names in an answer's code, in order, that the file it goes into does not have itself.
 
     `modules` only of `sys`. What is put together at run time is not seen here; `repository_judge.py` sees what it does.
     """
@@ -170,7 +171,7 @@ def reaching(answer: str, whole: str) -> list[str]:
     try:
         for token in generate_tokens(io.StringIO(f"(\n{answer}\n)").readline):
             names = [token.string] if token.type == NAME else re.findall(r"\w+", token.string * (token.type == STRING))
-            found += [name for name in names if name in REACHING - known and (name != "modules" or before == "sys.")]
+            found += [name for name in names if name in wanted - known and (name != "modules" or before == "sys.")]
             before = (before + token.string)[-4:]
     except (TokenError, SyntaxError):
         found.append("what has no tokens")  # though it is Python in its place

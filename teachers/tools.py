@@ -22,7 +22,8 @@ class Tools:
     """student_render: (conversation, a system prompt or None) -> the prompt's ids as the student's tokenizer has them.
 
     folder: what relative paths in a recipe are relative to. check: (a checker of the recipe's, completion, reference,
-    request) -> a score in [0, 1], or None where there is no judging it.
+    request) -> a score in [0, 1], or None where there is no judging it. clear: a text -> the same without secrets, for
+    a repository that a program is to run.
     """
 
     student_tokenizer: PreTrainedTokenizerBase
@@ -30,3 +31,4 @@ class Tools:
     guard: Guard
     folder: Path
     check: Checker
+    clear: Callable[[str], str]

@@ -40,7 +40,7 @@ def a_config(**fields: Any) -> ChatTeacher:
 
 
 def some_tools(folder: Path) -> Tools:
-    return Tools(tiny_tokenizer(), lambda conversation, system: (), Guard(), folder, lambda *_: None)
+    return Tools(tiny_tokenizer(), lambda conversation, system: (), Guard(), folder, lambda *_: None, str)
 
 
 def run(server: ChatServer, use: Callable[[ChatGrader], Awaitable[T]], tools: Any = None, **fields: Any) -> T:

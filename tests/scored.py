@@ -53,7 +53,7 @@ def teacher(served: Served, **settings: Any) -> ScoringServer:
     def student_render(conversation: Conversation, system: str | None) -> tuple[int, ...]:
         return render(conversation, served.tokenizer, system)
 
-    tools = Tools(served.tokenizer, student_render, Guard(), Path(), check=lambda *_: None)
+    tools = Tools(served.tokenizer, student_render, Guard(), Path(), check=lambda *_: None, clear=str)
     return build("ada", ServedTeacher.model_validate(config), tools)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -52,8 +51,7 @@ def body(code: Code, links: Links, place: Place, room: Room) -> Example | None:
         return Asked(words + "indented as they are in the file.", headed(file, packed))
 
     must = own_lines(file.text, symbol.whole).start
-    found = _within_file(code, links, place, room, _Way(place.span.start, must, None, asked))
-    return _graded(_unless_told(found), code, links, place)
+    return _unless_told(_within_file(code, links, place, room, _Way(place.span.start, must, None, asked)))
 
 
 def fill(code: Code, links: Links, place: Place, room: Room) -> Example | None:
@@ -110,8 +108,7 @@ def feature(code: Code, links: Links, place: Place, room: Room) -> Example | Non
         shown = headed(file, packed) + stub + packed.after.rstrip("\n")
         return Asked(words + "Answer with its lines and nothing else, indented as they are in the file.", shown, tail)
 
-    found = _within_file(code, links, place, room, _Way(start, must, end, asked))
-    return _graded(_unless_told(found), code, links, place)
+    return _unless_told(_within_file(code, links, place, room, _Way(start, must, end, asked)))
 
 
 def explain(code: Code, links: Links, place: Place, room: Room) -> Example | None:
@@ -179,19 +176,6 @@ def _symbol(code: Code, place: Place) -> Symbol:
 
 
 # ---- tests ----
-
-
-def _graded(example: Example | None, code: Code, links: Links, place: Place) -> Example | None:
-    """With what running the answer needs, where tests of the codebase reach the place's symbol."""
-    file = code.files[place.file]
-    if example is None or file.language != "python":
-        return example
-    tests = tests_reaching(links, Ref(place.file, place.symbol))
-    if not tests:
-        return example
-    start, end = place.span
-    task = {"path": file.path, "start": start, "end": end, "symbol": _symbol(code, place).path, "tests": tests}
-    return replace(example, grading=json.dumps(task))
 
 
 def tests_reaching(links: Links, ref: Ref) -> list[str]:

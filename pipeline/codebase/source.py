@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 from pipeline.codebase.history import read_changes
@@ -15,7 +16,9 @@ from pipeline.codebase.outline import outline_of
 from pipeline.codebase.reading import read_code
 from pipeline.codebase.split import split
 from pipeline.codebase.tasks import TASKS, example, places
-from pipeline.codebase.types import Code, Example, FillInTheMiddle, Room, Split
+from pipeline.codebase.tested import TASKS as TESTED
+from pipeline.codebase.tested import Bench, with_gradings
+from pipeline.codebase.types import Code, Example, FillInTheMiddle, Place, Room, Split, TaskName
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase, CodebaseSource
 
@@ -47,27 +50,34 @@ class Opened:
 @dataclass(frozen=True)
 class Reader:
     """What sources of kind codebase are built with. own: the recipe's codebase. count: text -> tokens of the student.
-    prompt_tokens: of a whole prompt, at most. fim: how the student fills in the middle, None where it does not."""
+    prompt_tokens: of a whole prompt, at most. fim: how the student fills in the middle, None where it does not.
+    bench: where the codebase's own tests are run."""
 
     own: Codebase | None
     shelf: Shelf
     count: Callable[[str], int]
     prompt_tokens: int
     fim: FillInTheMiddle | None
+    bench: Bench
 
 
 @dataclass(frozen=True)
 class Examples:
-    """One source's. digest: of the split and of all that the examples say."""
+    """One source's. checker: how their answers are judged. digest: of the split and of all that the examples say."""
 
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
+    checker: str
     digest: bytes
 
 
-@lru_cache(maxsize=4)
 def open_codebase(config: Codebase, shelf: Shelf) -> Opened:
     """Reads what `config` names, once for all sources and recipes of a process. Raises DataError as the stages do."""
+    return _opened(config.model_copy(update={"tests": None}), shelf)  # how tests run changes nothing in what is read
+
+
+@lru_cache(maxsize=4)
+def _opened(config: Codebase, shelf: Shelf) -> Opened:
     code = read_code(
         config,
         folder=shelf.folder,
@@ -97,38 +107,58 @@ def examples_of(source: CodebaseSource, name: str, held_out: int, reader: Reader
     )
     sides = opened.split
     by_change = source.task == "commit"
-    train = _built(source, opened, sides.train_changes if by_change else sides.train, source.count, room)
-    hidden = _built(source, opened, sides.held_out_changes if by_change else sides.held_out, held_out, room)
-    for side, found in (("to train on", train), ("held out", hidden)):
-        if not found:
+
+    def side(what: str, allowed: Collection[str], count: int) -> tuple[Example, ...]:
+        found = _examples(source.task, opened, allowed, count, room)
+        if config.tests is not None and source.task in TESTED:
+            only, whose = source.task == "feature", f"{name}, {what}"
+            made = with_gradings(found, count, opened.code, config.tests, reader.bench, whose, only=only)
+        else:
+            made = [each for _, each in islice(found, count)]
+        if not made:
             raise DataError(
-                f"data.sources.{name}: no place for the task {source.task} is {side} in {config.path}; "
+                f"data.sources.{name}: no place for the task {source.task} is {what} in {config.path}; "
                 f"`tutelage ingest {config.path}` shows what there is, and what each task needs"
             )
+        return tuple(made)
+
+    hidden = side("held out", sides.held_out_changes if by_change else sides.held_out, held_out)
+    train = side("to train on", sides.train_changes if by_change else sides.train, source.count)
     digest = blake2b(sides.fingerprint.encode(), digest_size=16)
     for each in (*train, *hidden):
         digest.update(repr((each.conversation, each.reference, each.retrieved, each.grading)).encode())
-    return Examples(train, hidden, digest.digest())
+    return Examples(train, hidden, _checker(source, config), digest.digest())
 
 
-def _built(
-    source: CodebaseSource, opened: Opened, allowed: Collection[str], count: int, room: Room
-) -> tuple[Example, ...]:
-    found = (
-        example(source.task, opened.code, opened.links, place, room)
-        for place in places(source.task, opened.code, allowed, count, room)
-    )
-    return tuple(each for each in found if each is not None)
+def _examples(
+    task: TaskName, opened: Opened, allowed: Collection[str], count: int, room: Room
+) -> Iterator[tuple[Place, Example]]:
+    """All that can be made, in the places' own order; `count` are expected to be wanted."""
+    seen = 0
+    while True:
+        found = places(task, opened.code, allowed, count, room)  # those for a smaller count come first
+        for place in found[seen:]:
+            made = example(task, opened.code, opened.links, place, room)
+            if made is not None:
+                yield place, made
+        if len(found) < count:
+            return
+        seen, count = len(found), 2 * count
 
 
-def checker_of(source: CodebaseSource, each: Example) -> str:
-    """How an answer is judged: as the recipe says, else by running where that can be done, else as the task is."""
+def _checker(source: CodebaseSource, config: Codebase) -> str:
+    """As the recipe says, else by running where that can be done, else as the task is."""
     if source.checker is not None:
         return source.checker
-    return "repository_tests" if each.grading is not None else TASKS[source.task].checker
+    return "repository_tests" if config.tests is not None and source.task in TESTED else TASKS[source.task].checker
 
 
 def cache_file() -> Path:
     """Where readings of code are kept between runs: in the user's own cache, readable by them alone."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "tutelage" / "code.sqlite"
+
+
+def results_file() -> Path:
+    """Where it is remembered what runs of tests came to."""
+    return cache_file().with_name("tests.sqlite")

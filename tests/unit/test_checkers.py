@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from pipeline.checkers import check, last_number
+from pipeline.checkers import check, check_all, last_number
 from pipeline.errors import DataError
+from pipeline.types import Prompt
+from teachers.types import RawText
 
 
 def test_exact_ignores_white_space_only() -> None:
@@ -19,6 +23,22 @@ def test_exact_ignores_white_space_only() -> None:
     assert check("exact", "A b", "a b") == 0
     assert check("exact", "ab", "a b") == 0
     assert check("exact", "", "a") == 0
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_many_are_judged_as_one_by_one() -> None:
+    head = "def double(x):\n    '''Twice.'''\n"
+    tests = json.dumps({"prompt": head, "entry_point": "double", "test": "def check(f):\n    assert f(3) == 6\n"})
+    judged = [("python_tests", tests), ("exact", "b"), ("python_tests", None), (None, "b"), ("numeric", "6")]
+    asked = [
+        (Prompt(f"{n}", "s", "d", RawText(head), reference, checker=checker), text)
+        for n, (checker, reference) in enumerate(judged)
+        for text in ("    return 2 * x\n", "    return 6\n", "    return 7\n", "b", "6")
+    ]
+    found = check_all(asked)
+    assert found == [check(prompt.checker or "none", text, prompt.reference, prompt) for prompt, text in asked]
+    assert found[:5] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert check_all([]) == []
 
 
 def test_no_score_is_none() -> None:

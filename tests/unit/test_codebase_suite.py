@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.codebase.reach import reach
 from pipeline.codebase.results import Results
-from pipeline.codebase.suite import EMPTY, Told, tellable
+from pipeline.codebase.suite import EMPTY, Told, clear, tellable
 from pipeline.codebase.types import Code
 from pipeline.errors import DataError, RunError
 from teachers.config import RepositorySuite, Sandbox
@@ -27,7 +27,7 @@ from tests.suites import FILES, code_of, make, place_of
 walled = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 LIMITS = Sandbox(seconds=3, memory_megabytes=256, processes=24)
-SUITE = RepositorySuite()
+SUITE = RepositorySuite(sandbox=LIMITS)
 CORE = "calc/core.py"
 
 
@@ -35,12 +35,11 @@ def told_of(
     root: Path,
     symbols: Sequence[str] = ("total",),
     suite: RepositorySuite = SUITE,
-    limits: Sandbox = LIMITS,
     **rest: Any,
 ) -> tuple[Code, Told]:
     code = code_of(root)
     places = [place_of(code, CORE, symbol) for symbol in symbols]
-    return code, tellable(code, places, suite, limits, rest.pop("results", None) or Results(), **rest)
+    return code, tellable(code, places, suite, rest.pop("results", None) or Results(), **rest)
 
 
 def only(told: Told) -> Grading:
@@ -143,7 +142,7 @@ def test_names_find_what_running_all_tests_finds(tmp_path: Path) -> None:
         place = place_of(code, CORE, symbol)
         text = code.files[place.file].text
         emptied = text[: place.span.start] + EMPTY + text[place.span.end :]
-        found = asyncio.run(ran(Trial(root, CORE, emptied, (1, 1), tests, None, SUITE), LIMITS))
+        found = asyncio.run(ran(Trial(root, CORE, emptied, (1, 1), tests, None, SUITE, clear)))
         failed = {name for name, result in found.tests.items() if result == "failed"}
         assert failed <= set(reach(code, CORE, symbol))
         assert bool(failed) == (symbol == "total")
@@ -161,13 +160,15 @@ def test_a_place_is_told_by_tests_that_fail_without_it(tmp_path: Path) -> None:
     found = only(told)
     assert set(found.tests) == set(reach(code_of(root), CORE, "total"))
     assert why(told) == "no test reaches it"
-    assert asyncio.run(grade(found.to_json(), "return sum(items)", LIMITS)) == Judgment(1.0)
-    assert asyncio.run(grade(found.to_json(), EMPTY, LIMITS)).score == 0.0
+    assert asyncio.run(grade(found.to_json(), "return sum(items)", clear)) == Judgment(1.0)
+    assert asyncio.run(grade(found.to_json(), EMPTY, clear)).score == 0.0
 
 
 @walled
 def test_tests_that_pass_without_it_tell_nothing(tmp_path: Path) -> None:
-    tests = "from calc import total\n\n\ndef test_it():\n    assert callable(total)\n"
+    tests = (
+        "from calc import total\n\n\ndef test_it():\n    assert callable(total)\n\n\ndef test_call():\n    total([1])\n"
+    )
     _, told = told_of(make(tmp_path, {**FILES, "tests/test_core.py": tests, "tests/test_case.py": ""}))
     assert why(told) == "its tests pass without it"
 
@@ -216,14 +217,39 @@ def test_a_test_that_cannot_run_here_is_left_out(name: str, tmp_path: Path) -> N
 
 
 @walled
+def test_of_tests_that_take_too_long_together_some_are_chosen(tmp_path: Path) -> None:
+    """Each is within the limit by itself, and all but the first few are not together."""
+    slow = "import time\nfrom calc import total\n" + "".join(
+        f"\n\ndef test_{n}():\n    end = time.process_time() + 0.8\n    while time.process_time() < end:\n"
+        f"        pass\n    assert total([{n}]) == {n}\n"
+        for n in range(9)
+    )
+    found = only(told_of(make(tmp_path, {**FILES, "tests/test_core.py": slow, "tests/test_case.py": ""}))[1])
+    assert 0 < len(found.tests) < 9
+    assert asyncio.run(grade(found.to_json(), "return sum(items)", clear)) == Judgment(1.0)
+
+
+@walled
+def test_a_file_that_cannot_be_imported_is_left_out_alone(tmp_path: Path) -> None:
+    bad = "import nothing_of_the_kind\nfrom calc import total\n\n\ndef test_bad():\n    assert total([1]) == 1\n"
+    alone = make(tmp_path / "alone", {**FILES, "tests/test_core.py": bad, "tests/test_case.py": ""})
+    assert why(told_of(alone)[1]).endswith("ModuleNotFoundError: No module named 'nothing_of_the_kind'")
+    found = only(told_of(make(tmp_path / "both", {**FILES, "tests/test_bad.py": bad}))[1])
+    assert len(found.tests) == 3
+    assert not any("test_bad" in test for test in found.tests)
+
+
+@walled
 def test_a_command_is_believed_by_its_status(tmp_path: Path) -> None:
     checks = "import sys\nfrom calc import total\nopen('built', 'w').write('x')\nsys.exit(total([1, 2]) != 3)\n"
     root = make(tmp_path, {**FILES, "check.py": checks})
-    suite = RepositorySuite(run=("python", "check.py"), runner="command")
+    suite = RepositorySuite(run=("python", "check.py"), runner="command", sandbox=LIMITS)
     _, told = told_of(root, ("total", "mean"), suite)
     assert why(told) == "its tests pass without it"  # mean
-    assert asyncio.run(grade(only(told).to_json(), "return sum(items)", LIMITS)) == Judgment(1.0)
-    assert asyncio.run(grade(only(told).to_json(), "return 4", LIMITS)).score == 0.0
+    assert asyncio.run(grade(only(told).to_json(), "return sum(items)", clear)) == Judgment(1.0)
+    assert asyncio.run(grade(only(told).to_json(), "return 4", clear)).score == 0.0
+    for ends in ("sys.exit(0)", "raise SystemExit", "exit()", "os.execvp('true', ['true'])"):
+        assert asyncio.run(grade(only(told).to_json(), ends, clear)).score == 0.0
     assert not (root / "built").exists()
 
 
@@ -232,7 +258,7 @@ def test_what_is_not_on_disk_as_it_was_read_is_not_judged(tmp_path: Path) -> Non
     root = make(tmp_path)
     code = code_of(root)
     (root / CORE).write_text((root / CORE).read_text() + "x = 1\n")
-    told = tellable(code, [place_of(code, CORE, "total")], SUITE, LIMITS, Results())
+    told = tellable(code, [place_of(code, CORE, "total")], SUITE, Results())
     assert "not on disk as it was read" in why(told)
 
 
@@ -270,7 +296,7 @@ def test_the_same_is_never_run_twice(tmp_path: Path) -> None:
     assert "test_total" in words
     assert "result += item" not in words
     other = Results(kept)
-    told_of(root, results=other, limits=LIMITS.model_copy(update={"seconds": 4}))
+    told_of(root, suite=RepositorySuite(sandbox=LIMITS.model_copy(update={"seconds": 4})), results=other)
     assert other.runs == 2
 
 
@@ -293,15 +319,14 @@ def test_networkx() -> None:
     root = Path(spec.origin).parent
     code = code_of(root, keep="algorithms/dag.py")
     place = place_of(code, "algorithms/dag.py", "topological_sort")
-    limits = Sandbox(seconds=30)
-    told = tellable(code, [place], SUITE, limits, Results())
+    told = tellable(code, [place], RepositorySuite(sandbox=Sandbox(seconds=30)), Results())
     found = only(told)
     assert any("test_topological_sort1" in test for test in found.tests)
     honest = "for generation in nx.topological_generations(G):\n        yield from generation"
-    assert asyncio.run(grade(found.to_json(), honest, limits)) == Judgment(1.0)
-    assert asyncio.run(grade(found.to_json(), "yield from G", limits)).score == 0.0
+    assert asyncio.run(grade(found.to_json(), honest, clear)) == Judgment(1.0)
+    assert asyncio.run(grade(found.to_json(), "yield from G", clear)).score == 0.0
     installed = str(root / "algorithms/dag.py")
     looks = f"import os\n    assert os.path.exists({installed!r})\n    {honest}"
-    assert asyncio.run(grade(found.to_json(), looks, limits)).score == 0.0
+    assert asyncio.run(grade(found.to_json(), looks, clear)).score == 0.0
     looks = looks.replace("assert os", "assert not os")
-    assert asyncio.run(grade(found.to_json(), looks, limits)) == Judgment(1.0)
+    assert asyncio.run(grade(found.to_json(), looks, clear)) == Judgment(1.0)

@@ -53,6 +53,7 @@ def tools_in(folder: Path) -> Tools:
         guard=Guard(),
         folder=folder,
         check=lambda checker, completion, reference, request: None,
+        clear=str,
     )
 
 
@@ -257,6 +258,7 @@ def test_the_key_is_of_all_of_a_request_but_its_ids() -> None:
         "privileged": "p",
         "private": True,
         "checker": "exact",
+        "grading": "{}",
         "completion": "no",
         "upstream": {"t": Judgment(feedback="f")},
         "checked": 1.0,

@@ -41,7 +41,7 @@ def checked(checker: str, completion: str, reference: str | None, request: Score
 
 def teacher(check: Any, *, folder: Path = Path(), **sandbox: Any) -> Programs:
     settings = {"kind": "program", "check": check, "sandbox": {"seconds": 5, "memory_megabytes": 256, **sandbox}}
-    return programs("grader", ProgramTeacher.model_validate(settings), folder=folder, check=checked)
+    return programs("grader", ProgramTeacher.model_validate(settings), folder=folder, check=checked, clear=str)
 
 
 def question(completion: str, reference: str | None = None, **rest: Any) -> ScoreRequest:
@@ -568,4 +568,4 @@ def test_what_cannot_work_is_refused_in_one_line(check: Any, message: str, tmp_p
 def test_an_attempt_has_time_for_its_program() -> None:
     settings = {"kind": "program", "check": "python_tests", "sandbox": {"required": False}, "limits": {"timeout": 5}}
     with pytest.raises(TeacherError, match=r"may take 30 s on the clock and limits.timeout is 5 s"):
-        programs("grader", ProgramTeacher.model_validate(settings), folder=Path(), check=checked)
+        programs("grader", ProgramTeacher.model_validate(settings), folder=Path(), check=checked, clear=str)

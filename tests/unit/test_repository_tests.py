@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import secrets
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from textwrap import dedent, indent
@@ -15,8 +19,9 @@ import pytest
 
 from pipeline.checkers import check
 from pipeline.codebase.results import Results
-from pipeline.codebase.suite import tellable
+from pipeline.codebase.suite import clear, tellable
 from pipeline.types import Prompt
+from teachers import repository_copy
 from teachers.config import ProgramTeacher, RepositorySuite, Sandbox
 from teachers.programs import programs
 from teachers.repository_copy import copied, text_of
@@ -38,13 +43,13 @@ pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewra
 
 LIMITS = Sandbox(seconds=10, memory_megabytes=512)
 QUICK = Sandbox(seconds=2, memory_megabytes=256, processes=16)
-SUITE = RepositorySuite()
+SUITE = RepositorySuite(sandbox=LIMITS)
 
 
 def grading_of(root: Path, path: str = "calc/core.py", symbol: str = "total") -> Grading:
     code = code_of(root)
     place = place_of(code, path, symbol)
-    told = tellable(code, [place], SUITE, LIMITS, Results())
+    told = tellable(code, [place], SUITE, Results())
     assert not told.left_out, told.left_out
     return Grading.from_json(told.gradings[place])
 
@@ -64,14 +69,18 @@ def body(text: str) -> str:
     return indent(dedent(text).strip("\n"), "    ").removeprefix("    ")
 
 
+def within(grading: Grading, limits: Sandbox) -> Grading:
+    return replace(grading, suite=grading.suite.model_copy(update={"sandbox": limits}))
+
+
 def judged(grading: Grading, text: str, limits: Sandbox = LIMITS) -> Judgment:
-    return asyncio.run(grade(grading.to_json(), body(text), limits))
+    return asyncio.run(grade(within(grading, limits).to_json(), body(text), clear))
 
 
 def ran_with(grading: Grading, text: str, limits: Sandbox = LIMITS) -> Ran:
-    whole = text_of(Path(grading.root), grading.path)
+    whole = text_of(copied(Path(grading.root), clear), grading.path)
     assert whole is not None
-    return asyncio.run(ran(trial_of(grading, whole, body(text)), limits))
+    return asyncio.run(ran(trial_of(within(grading, limits), whole, body(text), clear)))
 
 
 def state(root: Path) -> dict[str, str]:
@@ -120,7 +129,7 @@ def test_what_belongs_into_the_place() -> None:
 def test_no_answer_reaches_the_module_around_its_place(grading: Grading) -> None:
     assert judged(grading, "return 0").score == 0.0
     outside = "return 0\n\nimport builtins, calc\ncalc.total = sum\n"
-    found = asyncio.run(grade(grading.to_json(), outside, LIMITS))
+    found = asyncio.run(grade(grading.to_json(), outside, clear))
     assert found == judged(grading, "return 0")
 
 
@@ -135,6 +144,8 @@ def test_a_file_that_has_changed_is_no_grade(tmp_path: Path) -> None:
     root = make(tmp_path / "code")
     found = grading_of(root)
     (root / "calc/core.py").write_text("x = 1\n")
+    assert judged(found, "return sum(items)").score == 1.0  # by the copy that was made
+    repository_copy._made.cache_clear()  # as in another process
     with pytest.raises(UnusableGrading, match="changed since"):
         judged(found, "return sum(items)")
 
@@ -372,6 +383,15 @@ def test_a_cheat_gets_nothing(name: str, grading: Grading, repository: Path) -> 
     assert state(repository) == before
 
 
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_gets_nothing_from_the_checker(name: str, grading: Grading, repository: Path) -> None:
+    """The way of an evaluation, which looks at the words first."""
+    before = state(repository)
+    prompt = Prompt("p", "code", "code", RawText(""), "", checker="repository_tests", grading=grading.to_json())
+    assert check("repository_tests", body(CHEATS[name]), "", prompt) == 0.0
+    assert state(repository) == before
+
+
 EQUAL = """
     class Anything:
         def __eq__(self, other):
@@ -435,8 +455,8 @@ def test_an_installed_copy_is_hidden(tmp_path: Path) -> None:
     root = make(tmp_path / "code")
     make(tmp_path / "packages", {name: text for name, text in FILES.items() if name.startswith("calc")})
     make(tmp_path / "packages", {"other/__init__.py": "answer = 42\n"})
-    packages = (str(tmp_path / "packages"),)
-    found = Grading(**{**vars(grading_of(root)), "packages": packages})
+    plain = grading_of(root)
+    found = replace(plain, suite=plain.suite.model_copy(update={"packages": (tmp_path / "packages",)}))
     looks = "import other\nreturn sum(items) if os.path.exists('/packages/0/calc/core.py') else None"
     assert judgment(found, ran_with(found, looks)).score == 0.0
     there = "import other\nreturn sum(items) if os.path.exists('/packages/0/other') and other.answer == 42 else None"
@@ -451,7 +471,7 @@ def test_what_is_copied(tmp_path: Path) -> None:
     make(root, {"secret/key.py": "", "calc/_version.py": "v = 1\n", "calc/x.log": "", "build/lib/calc/core.py": "x"})
     make(root, {".gitignore": "secret/\n_version.py\n*.log\nbuild/\n", "calc/__pycache__/old.cpython-311.pyc": ""})
     (root / "link").symlink_to("/etc/passwd")
-    found = copied(root)
+    found = copied(root, clear)
     names = {path.relative_to(found.folder).as_posix() for path in found.folder.rglob("*") if path.is_file()}
     plain = {name for name in names if not name.endswith(".pyc")}
     assert plain == {*FILES, ".gitignore", "calc/_version.py", found.canaries}
@@ -461,8 +481,83 @@ def test_what_is_copied(tmp_path: Path) -> None:
 
 def test_a_plain_folder_is_copied_without_caches(tmp_path: Path) -> None:
     root = make(tmp_path / "code", {**FILES, "build/lib/calc/core.py": "", ".venv/x.py": "", "e/pyvenv.cfg": ""})
-    names = {path.relative_to(copied(root).folder).parts[0] for path in copied(root).folder.rglob("*")}
-    assert names - {"__pycache__"} == {"calc", "tests", "README.md", copied(root).canaries}
+    names = {path.relative_to(copied(root, clear).folder).parts[0] for path in copied(root, clear).folder.rglob("*")}
+    assert names - {"__pycache__"} == {"calc", "tests", "README.md", copied(root, clear).canaries}
+
+
+# ---- secrets ----
+
+TOKEN = "ghp_" + "a8Kd03nVqPz5RtY7uWx1CbMf9LsJ2hGe4TiO"  # made of pieces, so that no scanner takes it for one
+WITH_SECRETS = FILES | {
+    "calc/keys.py": f'TOKEN = "{TOKEN}"\n',
+    "settings.ini": f"[deploy]\ntoken = {TOKEN}\n",
+    "latin.txt": f"caf\xe9 token {TOKEN}\n",
+    "tests/test_core.py": f"""
+        import calc.keys
+        from calc import total
+
+
+        def test_total():
+            assert (calc.keys.TOKEN, total([1, 2])) == ("{TOKEN}", 3)
+    """,
+    "tests/test_case.py": "",
+}
+
+
+def test_secrets_are_not_in_the_copy(tmp_path: Path) -> None:
+    root = make(tmp_path / "code", WITH_SECRETS)
+    (root / "latin.txt").write_bytes(WITH_SECRETS["latin.txt"].encode("latin-1"))
+    (root / "data.bin").write_bytes(b"\0" + TOKEN.encode())
+    before = state(root)
+    found = copied(root, clear)
+    held = {path.name for path in found.folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()}
+    assert held == {"data.bin"}  # what is no text
+    assert (found.folder / "latin.txt").read_bytes() == b"caf\xe9 token REDACTED_GITHUB_TOKEN\n"
+    assert state(root) == before
+
+
+def test_no_answer_and_no_test_can_tell_a_secret(tmp_path: Path) -> None:
+    """The test passes all the same: the token is the same word on either side."""
+    found = grading_of(make(tmp_path / "code", WITH_SECRETS))
+    assert judged(found, "return sum(items)") == Judgment(1.0)
+    wrong = judged(found, "return 7").feedback or ""
+    assert "REDACTED_GITHUB_TOKEN" in wrong
+    spread = "import calc.keys\nraise ValueError(calc.keys.TOKEN[::-1])"
+    told = judged(found, spread).feedback or ""
+    assert "REDACTED_GITHUB_TOKEN"[::-1] in told
+    assert TOKEN not in wrong
+    assert TOKEN[::-1] not in told
+
+
+COPIES = """
+import sys
+from pathlib import Path
+from teachers.repository_copy import copied
+print(copied(Path(sys.argv[1]), str).folder, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_has_left_is_swept_up(repository: Path, tmp_path: Path) -> None:
+    def start() -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", COPIES, str(repository)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"TMPDIR": str(tmp_path)}, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (killed, left), (living, used) = start(), start()
+    killed.kill()
+    killed.communicate()
+    assert left.is_dir()
+    other, own = start()
+    assert not left.exists()
+    assert used.is_dir()
+    assert own.is_dir()
+    for process in (living, other):
+        process.communicate("")
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- limits ----
@@ -499,7 +594,8 @@ def test_an_answer_that_goes_wild_is_cut_off(text: str, said: str, grading: Grad
 
 def test_nothing_is_left_behind(grading: Grading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = secrets.token_hex(16)
-    copied(Path(grading.root))
+    room = copied(Path(grading.root), clear).folder.parent
+    before = sorted(room.iterdir())
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     text = f"""
         import subprocess
@@ -509,6 +605,7 @@ def test_nothing_is_left_behind(grading: Grading, tmp_path: Path, monkeypatch: p
     assert judged(grading, text).score == 1.0
     assert alive(marker) == []
     assert list(tmp_path.iterdir()) == []
+    assert sorted(room.iterdir()) == before
 
 
 # ---- as a teacher and as a checker ----
@@ -516,7 +613,7 @@ def test_nothing_is_left_behind(grading: Grading, tmp_path: Path, monkeypatch: p
 
 def asked(grading: str | None, completion: str) -> Answer | TeacherFailure:
     config = ProgramTeacher.model_validate({"kind": "program", "check": "repository_tests"})
-    teacher = programs("grader", config, folder=Path(), check=lambda *_: None)
+    teacher = programs("grader", config, folder=Path(), check=lambda *_: None, clear=clear)
     request = ScoreRequest(
         "p/0", "p", 0, 0, "code", RawText(""), (), "end", grading=grading, completion=completion, private=True
     )
@@ -539,7 +636,7 @@ def test_a_teacher_grades_so(grading: Grading) -> None:
 
 def test_the_grading_decides_a_teacher_s_key(grading: Grading) -> None:
     config = ProgramTeacher.model_validate({"kind": "program", "check": "repository_tests"})
-    teacher = programs("grader", config, folder=Path(), check=lambda *_: None)
+    teacher = programs("grader", config, folder=Path(), check=lambda *_: None, clear=clear)
     keys = {
         teacher.key(ScoreRequest("p/0", "p", 0, 0, "code", RawText(""), (), "end", grading=text, completion="x"))
         for text in (None, grading.to_json(), "{}")

@@ -80,7 +80,7 @@ def tools(own: PreTrainedTokenizerFast | None = None, allowed: tuple[str, ...] =
     def student_render(conversation: Chat | RawText, system: str | None) -> tuple[int, ...]:
         return render(conversation, student, system)
 
-    return Tools(student, student_render, Guard(allowed), Path(), check=lambda *_: None)
+    return Tools(student, student_render, Guard(allowed), Path(), check=lambda *_: None, clear=str)
 
 
 def config(*urls: str, **settings: Any) -> ServedTeacher:
