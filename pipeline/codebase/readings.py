@@ -43,8 +43,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Reading:
-    """text: without secrets; "" where there is a reason to leave the file out. secrets: detector -> how many. forms: see
-    `normal_forms`."""
+    """text: without secrets; "" where there is a reason to leave the file out. secrets: detector -> how many. forms:
+    see `normal_forms`."""
 
     text: str = ""
     digest: str = ""
