@@ -1,4 +1,4 @@
-"""`tutelage ingest`: its tables and examples, keys of the source on the command line, and one line for what is wrong."""
+"""`tutelage ingest`: its tables and examples, the source's keys on the command line, one line for what is wrong."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def test_tables_count_what_is_there(tmp_path: Path) -> None:
     result = run(folder, "--examples", 0)
     assert result.exit_code == 0, result.output
     assert row(result.output, "python")[1].strip() == "8"
-    assert row(result.output, "unparsable")[1:] and "broken.py" in result.output
+    assert row(result.output, "unparsable")[1:]
+    assert "broken.py" in result.output
     train, held_out = (int(row(result.output, side)[1]) for side in ("training", "held out"))
     assert train > held_out > 0
     assert "────" not in result.output
@@ -108,14 +109,13 @@ def test_the_checkout_stays_as_it_is(tmp_path: Path) -> None:
 def test_one_line_for_what_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "bare_folder").mkdir()
     empty_repository(tmp_path / "no_commit")
-    write_files(
-        tmp_path, {"file.py": "x = 1\n", "binary/a.py": b"\0\1", "broken/a.py": "def (:\n", "bytes/a.py": b"\x81"}
-    )
+    write_files(tmp_path, {"file.py": "x = 1\n", "binary/a.py": b"\0\1", "broken/a.py": "def (:\n"})
     for name in ("missing", "bare_folder", "no_commit", "file.py", "binary", "broken"):
         result = run(tmp_path / name)
         assert result.exit_code == 1, (name, result.output)
         (line,) = result.output.splitlines()
-        assert line.startswith("source.path: ") and name in line
+        assert line.startswith("source.path: ")
+        assert name in line
 
 
 def test_history_that_is_not_there(tmp_path: Path) -> None:
@@ -127,7 +127,8 @@ def test_history_that_is_not_there(tmp_path: Path) -> None:
         result = run(tmp_path / name, "commits=5")
         assert result.exit_code == 1, (name, result.output)
         (line,) = result.output.splitlines()
-        assert line.startswith("source.commits: ") and name in line
+        assert line.startswith("source.commits: ")
+        assert name in line
         assert run(tmp_path / name, "--examples", 0).exit_code == 0
 
 
@@ -139,7 +140,8 @@ def test_what_is_odd_is_a_counted_row(tmp_path: Path) -> None:
     result = run(folder, "--examples", 0)
     assert result.exit_code == 0, result.output
     assert "huge.py" in row(result.output, "too_large")[-1]
-    assert "out.py" in result.output and "root:" not in result.output
+    assert "out.py" in result.output
+    assert "root:" not in result.output
 
 
 # ---- keys on the command line ----
