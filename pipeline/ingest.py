@@ -39,6 +39,7 @@ def settings_of(path: str, overrides: Sequence[str]) -> Codebase:
         key, separator, text = override.partition("=")
         if not separator:
             problems.append(f"command line: {override}: write KEY=VALUE, such as commits=200")
+            continue
         data[key] = read_yaml(text).data
     adapter: TypeAdapter[Codebase] = TypeAdapter(Codebase)
     try:

@@ -5,6 +5,7 @@ What holds a syntax error is in no outline; what stands beside it is.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,17 +19,29 @@ if TYPE_CHECKING:
 
 _MOST_ERRORS = 0.1  # of a file's bytes; C has some wherever a macro is used as syntax
 _DEEPEST = 100  # symbols in one another, as in Python: what is generated to break parsers goes on without end
+_MOST_OPEN = 200  # `<` that no `>` closes in one statement: Java's parser takes time and memory by their square
+_ANGLE = re.compile(r"(?<!<)<(?![<=])")  # one that may open type arguments: no shift and no comparison with `=`
 _CASE_PARTS = ("value", "type", "communication", "name", "condition", "alternative")
 
 
 def tree_outline(text: str, language: Language) -> Outline | None:
     """None where too much of it is an error. Raises DataError as `load_grammar` does."""
+    if language == "java" and _has_endless_types(text):
+        return None
     data = text.encode(errors="replace")  # a lone surrogate becomes "?": one character, as before
     rules = RULES[language]
     tree = _parsed(data, rules)
     if tree is None:
         return None
     return _Walk(rules, data).outline(tree.root_node)
+
+
+def _has_endless_types(text: str) -> bool:
+    """`a<a<a<…` of 32 kB takes the parser 2.4 GB, and nothing interrupts it: its progress callback cannot cancel it."""
+    if text.count("<") <= _MOST_OPEN:
+        return False
+    statements = re.split(r"[;{}]", text)
+    return any(len(_ANGLE.findall(each)) - each.count(">") > _MOST_OPEN for each in statements)
 
 
 def _parsed(data: bytes, rules: Rules) -> Tree | None:

@@ -347,6 +347,16 @@ def test_a_tree_deeper_than_the_stack() -> None:
     assert [symbol.name for symbol in outline.symbols] == ["f"]
 
 
+def test_types_without_end_do_not_take_all_memory() -> None:
+    """Parsed, this takes more than 20 GB. A file with many comparisons and shifts is read as before."""
+    assert outline_of("class A { void f() { " + "a<" * 100_000 + " } }", "java") is None
+    body = "return a < 2 ? a << 3 : a <= 1 ? List.<A<B>>of() : 0;"
+    plain = "".join(f"  int f{n}(int a) {{ {body} }}\n" for n in range(500))
+    outline = outline_of(f"class A {{\n{plain}}}\n", "java")
+    assert outline is not None
+    assert len(outline.symbols) == 501
+
+
 # ---- grammars that are not there ----
 
 WITHOUT = """
