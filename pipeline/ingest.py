@@ -27,6 +27,7 @@ ROOM = Room(
     reference=128,
     count=lambda text: int(len(text.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN) + 1,
     fim=FillInTheMiddle("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    shows_retrieved=True,
 )
 SHOWN_LINES = 24
 

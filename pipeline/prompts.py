@@ -282,7 +282,8 @@ def _scan_code(source: CodebaseSource, name: str, held_out: int, folder: Path, r
     def prompts(examples: Sequence[types.Example]) -> dict[str, Prompt]:
         made = {}
         for each in examples:
-            example = Example(each.conversation, each.reference, source.domain, each.retrieved)
+            beside = each.retrieved if source.shows == "file" else None
+            example = Example(each.conversation, each.reference, source.domain, beside)
             prompt = replace(_prompt(example, source, name, checker), grading=each.grading)
             made[prompt.prompt_id] = prompt
         return made

@@ -40,8 +40,9 @@ def room(
     reference: int = 200,
     fim: FillInTheMiddle | None = FIM,
     as_chat: bool = False,
+    shows_retrieved: bool = False,
 ) -> Room:
-    return Room(prompt, retrieved, reference, count, fim, as_chat)
+    return Room(prompt, retrieved, reference, count, fim, as_chat, shows_retrieved)
 
 
 def code_of(texts: Mapping[str, str], root: str = "project", changes: tuple[Change, ...] = ()) -> Code:

@@ -159,7 +159,8 @@ def _within_file(code: Code, links: Links, place: Place, room: Room, way: _Way) 
     packed = pack(code, links, place, room, window)
     if packed is None:
         return None
-    return Example(way.asked(packed).conversation(room, file.language), reference, packed.retrieved or None)
+    shown = packed if room.shows_retrieved else replace(packed, retrieved="")
+    return Example(way.asked(shown).conversation(room, file.language), reference, packed.retrieved or None)
 
 
 def _unless_told(example: Example | None) -> Example | None:

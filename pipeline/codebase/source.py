@@ -104,6 +104,7 @@ def examples_of(source: CodebaseSource, name: str, held_out: int, reader: Reader
         count=reader.count,
         fim=reader.fim,
         as_chat=source.as_chat,
+        shows_retrieved=source.shows == "retrieved",
     )
     sides = opened.split
     by_change = source.task == "commit"

@@ -182,6 +182,7 @@ class Room:
     """How much an example may hold.
 
     prompt: tokens of the whole prompt. retrieved: of it, at most, what comes from other files; 0 for the file alone.
+    shows_retrieved: that stands in the prompt; else it is kept beside it, and would fit.
     reference: tokens of the answer; a longer one makes no example. count: text -> tokens. fim: None where the student's
     tokenizer has no tokens for it. as_chat: a conversation instead of raw text.
     """
@@ -192,6 +193,7 @@ class Room:
     count: Callable[[str], int]
     fim: FillInTheMiddle | None = None
     as_chat: bool = False
+    shows_retrieved: bool = False
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,20 @@ def test_no_prompt_tells_its_answer(task: TaskName) -> None:
             assert answer not in squeezed(each.retrieved or "")
 
 
+def test_what_is_retrieved_stands_in_the_prompt_where_that_is_asked_for() -> None:
+    code, links = networkx_code(), networkx_links()
+    seen = 0
+    for place in sample("body", code, 40, room()):
+        apart = example("body", code, links, place, room(prompt=900, retrieved=300))
+        within = example("body", code, links, place, room(prompt=900, retrieved=300, shows_retrieved=True))
+        if apart is None or within is None or within.retrieved is None:
+            continue
+        seen += 1
+        assert apart.retrieved == within.retrieved
+        assert prompt_of(within) == within.retrieved + prompt_of(apart)
+    assert seen >= 10
+
+
 def test_the_same_function_in_a_copy_is_not_shown() -> None:
     body = "    total = 0\n    for item in items:\n        total += weight(item) * scale\n    return total\n"
     texts = {
@@ -115,8 +129,8 @@ def test_the_same_function_in_a_copy_is_not_shown() -> None:
     }
     code = code_of(texts)
     links = links_of(code)
-    found = [place for place in places("body", code, {"pkg/one.py"}, 10, room())]
-    each = example("body", code, links, found[0], room(prompt=900, retrieved=400))
+    (place,) = places("body", code, {"pkg/one.py"}, 10, room())
+    each = example("body", code, links, place, room(prompt=900, retrieved=400))
     assert each is not None
     assert each.retrieved is not None
     assert "pkg/base.py: weight" in each.retrieved
@@ -174,7 +188,7 @@ def test_the_middle_stands_between_what_is_shown() -> None:
         assert fim_text(FIM, before, after) == text
         shown = before.partition("\n")[2] + each.reference + after
         assert shown in code.files[place.file].text
-        boundaries = {span for span in outline(code.files[place.file]).statements}
+        boundaries = outline(code.files[place.file]).statements
         assert place.span.start in {span.start for span in boundaries}
         assert place.span.end in {span.end for span in boundaries}
 
@@ -204,7 +218,8 @@ def test_who_uses_a_symbol_is_all_who_do() -> None:
         "pkg/__init__.py": "",
         "pkg/shapes.py": "def area_of(shape):\n    return shape.width * shape.height\n",
         "pkg/a.py": "from pkg.shapes import area_of\n\n\ndef cost(shape):\n    return 3 * area_of(shape)\n",
-        "pkg/b.py": "from pkg.shapes import area_of\n\n\nclass Wall:\n    def paint(self):\n        return area_of(self)\n",
+        "pkg/b.py": "from pkg.shapes import area_of\n\n\nclass Wall:\n"
+        "    def paint(self):\n        return area_of(self)\n",
     }
     code = code_of(texts)
     links = links_of(code)
@@ -224,7 +239,7 @@ def test_every_language_has_each_task_within_a_file(task: TaskName, language: La
     paths = {file.path for file in code.files if file.language == language}
     found = [(place, example(task, code, links, place, room())) for place in places(task, code, paths, 200, room())]
     good = [(place, each) for place, each in found if each is not None]
-    assert len(good) >= 2, (language, task)
+    assert len(good) >= 1, (language, task)
     for place, each in good:
         file = code.files[place.file]
         assert each.reference == file.text[place.span.start : place.span.end]
