@@ -27,7 +27,6 @@ ROOM = Room(
     reference=128,
     count=lambda text: int(len(text.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN) + 1,
     fim=FillInTheMiddle("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-    shows_retrieved=True,
 )
 SHOWN_LINES = 24
 
@@ -73,7 +72,7 @@ def ingest(config: Codebase, tasks: Sequence[TaskName], shown: int, display: Dis
         [
             ["training", len(sides.train), len(sides.train_changes)],
             ["held out", len(sides.held_out), len(sides.held_out_changes)],
-            ["dropped: too near to a held-out file", len(sides.dropped), None],
+            ["dropped: too near to a held-out file", len(sides.dropped), 0],
         ],
     )
     found = {task: _places(opened, task) for task in tasks}
@@ -82,6 +81,8 @@ def ingest(config: Codebase, tasks: Sequence[TaskName], shown: int, display: Dis
         for task, sides_of_task in found.items()
     ]
     display.table("tasks", ["task", "what", "places to train on", "held out"], rows)
+    if "commit" in found and not config.commits:
+        display.note("commit: the history is not read; add commits=500 to read its newest 500 commits")
     display.note(
         "tokens are counted as bytes / 3 here: a prompt of 1,024, of which 256 from other files, an answer of 128"
     )
@@ -96,7 +97,7 @@ def _read(config: Codebase, display: Display) -> Opened:
 
 
 def _show(found: Summary, display: Display) -> None:
-    taken = [[each.language, each.files, each.tests, each.lines, f"{each.size:,}", ", ".join(each.licences) or None]
+    taken = [[each.language, each.files, each.tests, f"{each.lines:,}", f"{each.size:,}", ", ".join(each.licences) or None]
              for each in found.taken]  # fmt: skip
     display.table("what is used", ["language", "files", "of them tests", "lines", "bytes", "licences"], taken)
     if found.left_out:
@@ -131,7 +132,8 @@ def _examples(opened: Opened, task: TaskName, found: Sequence[Place], count: int
 def _text(each: Example) -> str:
     asked = each.conversation
     prompt = asked.text if isinstance(asked, RawText) else "\n".join(message.content for message in asked.messages)
-    return f"{_last_lines(prompt)}⟦{each.reference}⟧"
+    beside = f"({each.retrieved.count(chr(10))} lines of other files belong to it)\n" if each.retrieved else ""
+    return f"{beside}{_last_lines(prompt)}⟦{each.reference}⟧"
 
 
 def _last_lines(text: str) -> str:

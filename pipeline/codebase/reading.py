@@ -60,7 +60,10 @@ def read_code(
     if not files:
         common = Counter(each.reason for each in left_out).most_common(3)
         why = ", ".join(f"{reason} {n}" for reason, n in common)
-        raise DataError(f"source.path: {config.path} has no file that can be used ({why}): see include and languages")
+        raise DataError(
+            f"source.path: {config.path} has no file that can be used ({why}): give another folder, or change "
+            "source.include, source.languages or source.licences"
+        )
     history = changes(listing.root, config) if config.commits else History(())
     secrets.update(history.secrets)
     return Code(
