@@ -97,8 +97,10 @@ def _read(config: Codebase, display: Display) -> Opened:
 
 
 def _show(found: Summary, display: Display) -> None:
-    taken = [[each.language, each.files, each.tests, f"{each.lines:,}", f"{each.size:,}", ", ".join(each.licences) or None]
-             for each in found.taken]  # fmt: skip
+    taken = [
+        [row.language, row.files, row.tests, f"{row.lines:,}", f"{row.size:,}", ", ".join(row.licences) or None]
+        for row in found.taken
+    ]
     display.table("what is used", ["language", "files", "of them tests", "lines", "bytes", "licences"], taken)
     if found.left_out:
         display.table("what is left out", ["why", "files", "the first one"], [list(each) for each in found.left_out])
