@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.codebase.fim import fim_of
+from pipeline.codebase.types import FillInTheMiddle
 from pipeline.errors import ModelError
-from pipeline.new_model import create_model, new_model
+from pipeline.new_model import code_tokenizer, create_model, new_model
 from pipeline.recipe import NewModel
 from tests.models import ARCHITECTURES, save_adapter, save_tiny, tiny_tokenizer
 
@@ -48,6 +50,39 @@ def test_chat_template_ends_only_the_assistants_turn() -> None:
     assert whole == text + "W<|end|>"
     with pytest.raises(Exception, match="not tool"):
         tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+
+
+CODE = ['def add(left, right):\n    """Their sum."""\n    return left + right\n\n\n'] * 20
+
+
+def test_a_tokenizer_learned_from_code_gives_every_text_back() -> None:
+    tokenizer = code_tokenizer(CODE, 600, 64)
+    assert 264 < len(tokenizer) <= 600
+    generator = random.Random(1)
+    for text in [*CODE, *(random_text(generator) for _ in range(300)), "\tif x:\n\n\n        y = 12345  # z\n", " \n "]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    again = code_tokenizer(CODE, 600, 64)
+    assert again.get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_line_of_code_ends_with_a_token_of_its_own() -> None:
+    tokenizer = code_tokenizer(CODE, 600, 64)
+    (end,) = tokenizer.encode("\n")
+    for line in ("def add(left, right):", "    return left + right", ""):
+        assert tokenizer.encode(line + "\n\n    return") == [
+            *tokenizer.encode(line),
+            end,
+            end,
+            *tokenizer.encode("    return"),
+        ]
+    assert len(tokenizer.encode("    return left")) < 6
+    assert len(tokenizer.encode("1234")) == 4
+
+
+def test_it_fills_in_the_middle_and_one_of_characters_does_not() -> None:
+    found = fim_of(code_tokenizer(CODE, 600, 64))
+    assert found == FillInTheMiddle("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+    assert fim_of(tiny_tokenizer()) is None
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
