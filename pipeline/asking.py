@@ -11,10 +11,10 @@ from pipeline.checkers import check
 from pipeline.evaluate import answer_text
 from pipeline.judgments import Baselines, Judged, JudgedSettings, judge
 from pipeline.targets import ANCHOR, Row, Score
-from pipeline.types import Divergence, Losses, Rollout
+from pipeline.types import Divergence, Losses, Prompt, Rollout
 from teachers.causal_lm import CausalLM
 from teachers.exchange import Settled
-from teachers.plan import Cascade, Plan, Result
+from teachers.plan import Cascade, Plan, PromptChecker, Result
 from teachers.pool import Pool
 from teachers.types import (
     Answer,
@@ -74,11 +74,18 @@ def judged_by_checker(checker: str, completion: str, reference: str | None, requ
     return check(checker, completion, reference, None)
 
 
+def checker_of(prompts: Mapping[str, Prompt]) -> PromptChecker:
+    """The prompts' own checkers, for a plan. prompts: by id."""
+
+    def judged(request: ScoreRequest, text: str) -> float | None:
+        prompt = prompts[request.group_id]
+        return check(prompt.checker or "none", text, prompt.reference, prompt)
+
+    return judged
+
+
 def request_of(asking: Asking, rollout: Rollout, step: int) -> ScoreRequest:
     prompt = rollout.prompt
-    text = answer_text(rollout, asking.lm, asking.stop) if asking.pool.remote else ""
-    cascade = asking.plan.routes
-    judged = isinstance(cascade, Cascade) and cascade.checker and prompt.checker is not None
     return ScoreRequest(
         request_id=rollout.rollout_id,
         group_id=prompt.prompt_id,
@@ -92,8 +99,7 @@ def request_of(asking: Asking, rollout: Rollout, step: int) -> ScoreRequest:
         privileged=prompt.privileged,
         private=prompt.private,
         checker=prompt.checker,
-        completion=text,
-        checked=check(prompt.checker or "none", text, prompt.reference, prompt) if judged else None,
+        completion=answer_text(rollout, asking.lm, asking.stop),
     )
 
 

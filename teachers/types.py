@@ -187,7 +187,7 @@ class ScoreRequest:
     """A finished completion and all that a teacher may know about it.
 
     completion: the answer as text, without thinking, end tokens and whatever begins with a stop string; for teachers
-        that read text. checked: the score of the prompt's own checker, where a plan wants it.
+        that read text.
     upstream: what teachers that were asked before said, by name.
     """
 
@@ -204,7 +204,6 @@ class ScoreRequest:
     private: bool = False
     checker: str | None = None
     completion: str = ""
-    checked: float | None = None
     upstream: Mapping[str, Judgment] = field(default_factory=dict)
 
     @property
