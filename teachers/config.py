@@ -55,7 +55,7 @@ class Alignment(Section):
     top_k: Positive = Field(16, description="of the teacher's entries that are carried over")
     least_coverage: Fraction = Field(
         0.4,
-        description="of the student's tokens; on probe texts, below it a run is refused; and of each answer, or it fails",
+        description="of the student's tokens; below it a run is refused, on probe texts, and each answer fails",
     )
 
 
