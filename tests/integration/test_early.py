@@ -89,13 +89,14 @@ def step_of(folder: Path, settings: Settings) -> tuple[dict[str, Any], dict[str,
     return line, found, timing["seconds"]["early"]
 
 
-@pytest.mark.parametrize("average", ["trajectory", "token"])
+@pytest.mark.parametrize(("average", "anchor"), [("trajectory", 0.0), ("token", 0.0), ("trajectory", 0.1)])
 def test_the_gradient_is_that_of_a_step_that_waits_for_all(
-    tmp_path: Path, average: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, average: str, anchor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some rows nobody answers about, so that the weights of the others are larger than was thought."""
+    """Some rows nobody answers about, so that the weights of the others are larger than was thought; with an anchor
+    these are taught all the same."""
     with Moody(scorer=scorer_of(scored_model(tmp_path))) as served, ChatServer() as critic:
-        settings = settings_for(tmp_path, served, critic, **{"objective.average": average})
+        settings = settings_for(tmp_path, served, critic, **{"objective.average": average, "objective.anchor": anchor})
         line, gradient, seconds = step_of(tmp_path / "early", settings)
         monkeypatch.setattr(early, "early_parts", lambda *_: [])
         expected, plain, none = step_of(tmp_path / "plain", settings)
