@@ -1,9 +1,10 @@
 """Rows that train while others are still waited for: their gradient is there when the last answer comes.
 
 Which rows are taken together, and in what order, follows from the prompts and the recipe alone: first those about which
-nobody outside of this process is asked, then the others, in forwards that are cut as always. The next of them is waited
-for, whatever else has come: so a step is the same to the bit whenever its answers come. A row that a grader may judge
-is none of them: its advantage hangs on other rows, and its correction is a row of its own.
+nobody outside of this process is asked, then the others, in forwards that are cut as always, then those that may be
+graded, all samples of a prompt together, since they are compared. The next of them is waited for, whatever else has
+come: so a step is the same to the bit whenever its answers come. Grades wait for the whole step where they are compared
+beyond a prompt, or its samples are in several processes; corrections and references always do.
 
 Nobody knows yet who will answer, so early rows are weighted as if somebody answered about every rollout. A loss is a
 plain weighted sum: when all is known, one factor puts the whole gradient right (`trainer.update`).
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 class Early:
     """The early part of a step's gradient, as it grows in the parameters.
 
-    parts: this process's rollouts, each part one forward; in all processes there are equally many. norm: of a step in
-    which all rollouts are taught. asked: what came of each part, without its rows. counted: the rows that were taught.
-    seconds: that the forwards took.
+    parts: this process's rollouts, each part one forward, or several where one process has them all; in all processes
+    there are equally many. norm: of a step in which all rollouts are taught. asked: what came of each part, with those
+    of its rows that have still to train. counted: those that have. seconds: that the forwards took.
     """
 
     loop: Loop
@@ -62,42 +63,66 @@ class Early:
         self.loop.optimizer.zero_grad(set_to_none=True)
 
     def add(self, part: Sequence[Rollout], settled: Mapping[str, Settled]) -> None:
-        """One forward and backward, of nothing where nobody answered about any of them."""
+        """Forwards and backwards, one of nothing where nobody answered about any of them."""
         loop = self.loop
         assert loop.asking is not None
         found = rows_of(loop.asking, part, settled, self.baselines, loop.world.gather)
+        rows = [row for row in found.rows if not row.rewrite]
         start = time.perf_counter()
-        (rows,) = group_rows(found.rows, loop.training.tokens_per_forward) or [[]]
-        batch = build_batch(rows, self.norm, temperature=loop.temperature, device=loop.accelerator.device)
-        accumulate(loop, batch, self.sums, last=False)
+        for group in group_rows(rows, loop.training.tokens_per_forward) or [[]]:
+            batch = build_batch(group, self.norm, temperature=loop.temperature, device=loop.accelerator.device)
+            accumulate(loop, batch, self.sums, last=False)
         self.seconds += time.perf_counter() - start
-        self.counted.append(normaliser(found.rows, loop.average))
-        self.asked.append(replace(found, rows=()))
+        self.counted.append(normaliser(rows, loop.average))
+        self.asked.append(replace(found, rows=tuple(row for row in found.rows if row.rewrite)))
 
 
 def early_of(loop: Loop, rollouts: Sequence[Rollout], mine: Sequence[Rollout], baselines: Baselines) -> Early:
     """rollouts: of all processes; mine: this one's."""
     parts: list[Sequence[Rollout]] = []
     if loop.asking is not None and loop.asking.pool.remote:
-        parts = early_parts(loop.asking, mine, loop.training.tokens_per_forward)
+        graded = loop.world.size == 1 and loop.asking.judged.grades.baseline == "group"
+        parts = early_parts(loop.asking, mine, loop.training.tokens_per_forward, graded=graded)
         most = max(loop.world.gather(len(parts)))
         parts += [()] * (most - len(parts))
     return Early(loop, parts, presumed(rollouts, loop.average), baselines)
 
 
-def early_parts(asking: Asking, rollouts: Sequence[Rollout], tokens_per_forward: int) -> list[Sequence[Rollout]]:
-    """Rollouts that nobody grades, a forward each: first those that only teachers in this process are asked about."""
+def early_parts(
+    asking: Asking, rollouts: Sequence[Rollout], tokens_per_forward: int, *, graded: bool
+) -> list[Sequence[Rollout]]:
+    """The rollouts that train early, in order. graded: whether those that may be graded are among them."""
     near: list[Row] = []
     far: list[Row] = []
+    judged: list[Rollout] = []
     for rollout in rollouts:
         domain = rollout.prompt.domain
         teachers = [asking.pool.teachers[name] for name in may_teach(asking.plan, domain)]
-        if any(SignalKind.JUDGMENT in teacher.signals for teacher in teachers):
-            continue
         remote = not asking.pool.remote.keys().isdisjoint(may_be_asked(asking.plan, domain))
-        (far if remote else near).append(Row(rollout, supervised=1.0))  # as if it were taught
+        if any(SignalKind.JUDGMENT in teacher.signals for teacher in teachers):
+            judged.append(rollout)
+        else:
+            (far if remote else near).append(Row(rollout, supervised=1.0))  # as if it were taught
     groups = [*group_rows(near, tokens_per_forward), *group_rows(far, tokens_per_forward)]
-    return [[row.rollout for row in group] for group in groups]
+    parts: list[Sequence[Rollout]] = [[row.rollout for row in group] for group in groups]
+    return [*parts, *(_whole_prompts(judged, tokens_per_forward) if graded else ())]
+
+
+def _whole_prompts(rollouts: Sequence[Rollout], tokens_per_forward: int) -> list[list[Rollout]]:
+    """All samples of a prompt in one part, the longest first; more than one prompt only where they fit in a forward."""
+    samples: dict[str, list[Rollout]] = {}
+    for rollout in sorted(rollouts, key=lambda rollout: rollout.rollout_id):
+        samples.setdefault(rollout.prompt.prompt_id, []).append(rollout)
+    longest = {name: max(Row(rollout).length for rollout in group) for name, group in samples.items()}
+    parts: list[list[Rollout]] = []
+    width = 0
+    for name in sorted(samples, key=lambda name: (-longest[name], name)):
+        if parts and width * (len(parts[-1]) + len(samples[name])) <= tokens_per_forward:
+            parts[-1] += samples[name]
+        else:
+            parts.append(samples[name])
+            width = longest[name]
+    return parts
 
 
 def accumulate(loop: Loop, batch: TrainingBatch, sums: Sums, *, last: bool) -> None:

@@ -151,8 +151,8 @@ def take_off(loop: Loop, state: State, flights: Flights) -> State:
 
 
 def _asked(loop: Loop, flight: Flight, early: Early) -> tuple[Asked, float]:
-    """What the teachers made of this process's rollouts, and the seconds of waiting for them. Of early rollouts no rows
-    are left: they have trained."""
+    """What the teachers made of this process's rollouts, with the rows that have still to train, and the seconds of
+    waiting for them."""
     if loop.asking is None:
         early.begin()
         return Asked(tuple(Row(rollout, supervised=1.0) for rollout in flight.mine)), 0.0

@@ -65,7 +65,7 @@ def settings_for(folder: Path, served: ChatServer, critic: ChatServer, **changes
             "rollout.max_new_tokens": 24,
             "training.prompts_per_step": 9,
             "training.clip_norm": 1e9,
-            "objective": {"anchor": 0.1, "reference": 0.3},
+            "objective": {"reference": 0.3},
             "pool.quorum": 0.2,
             **changes,
         },
@@ -98,7 +98,7 @@ def test_the_gradient_is_that_of_a_step_that_waits_for_all(
     with Moody(scorer=scorer_of(scored_model(tmp_path))) as served, ChatServer() as critic:
         settings = settings_for(tmp_path, served, critic, **{"objective.average": average, "objective.anchor": anchor})
         line, gradient, seconds = step_of(tmp_path / "early", settings)
-        monkeypatch.setattr(early, "early_parts", lambda *_: [])
+        monkeypatch.setattr(early, "early_parts", lambda *_, **__: [])
         expected, plain, none = step_of(tmp_path / "plain", settings)
     assert 0 < line["unanswered"] < line["rows"]
     assert line["rewrites"]["critic"]["used"] > 0
@@ -200,16 +200,41 @@ def test_who_trains_early_and_in_what_order(tmp_path: Path) -> None:
             flights = Flights()
             trainer.take_off(loop, state, flights)
             rollouts = flights[1].mine
-            parts = early_parts(loop.asking, rollouts, 120)
-            assert early_parts(loop.asking, rollouts[::-1], 120) == parts
+            parts = early_parts(loop.asking, rollouts, 200, graded=True)
+            assert early_parts(loop.asking, rollouts[::-1], 200, graded=True) == parts
+            without = early_parts(loop.asking, rollouts, 200, graded=False)
     domains = [{rollout.prompt.domain for rollout in part} for part in parts]
     assert all(len(names) == 1 for names in domains)
     names = [name for (name,) in domains]
-    assert names == sorted(names)  # addition, which is scored here, before sorting, which is asked about
-    assert set(names) == {"addition", "sorting"}
-    assert all(_padded(part) <= 120 for part in parts)
-    wanted = {rollout.rollout_id for rollout in rollouts if rollout.prompt.domain != "walking"}
-    assert sorted(rollout.rollout_id for part in parts for rollout in part) == sorted(wanted)
+    # Scored in this process; asked about; graded: the order of the letters, too.
+    assert names == sorted(names)
+    assert set(names) == {"addition", "sorting", "walking"}
+    assert without == parts[: names.index("walking")]
+    assert all(_padded(part) <= 200 for part in parts)
+    assert any(len(part) > 2 for part in parts)
+    assert sorted(_names(parts)) == sorted(rollout.rollout_id for rollout in rollouts)
+    for part in parts[len(without) :]:
+        prompts = {rollout.prompt.prompt_id for rollout in part}
+        assert len(part) == 2 * len(prompts)
+
+
+def test_samples_that_do_not_fit_in_a_forward_stay_together(tmp_path: Path) -> None:
+    with (
+        ChatServer() as served,
+        ChatServer() as critic,
+        loop_of(tmp_path, settings_for(tmp_path, served, critic)) as loop,
+    ):
+        assert loop.asking is not None
+        flights = Flights()
+        trainer.take_off(loop, State(0, MixState()), flights)
+        parts = early_parts(loop.asking, flights[1].mine, 1, graded=True)
+    sizes = [len(part) for part in parts]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {1, 2}
+
+
+def _names(parts: Sequence[Sequence[Rollout]]) -> list[str]:
+    return [rollout.rollout_id for part in parts for rollout in part]
 
 
 def _padded(part: Sequence[Rollout]) -> int:
