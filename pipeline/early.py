@@ -18,6 +18,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from pipeline.asking import Asked, Asking, rows_of
 from pipeline.judgments import Baselines
 from pipeline.metrics import Sums, collect
@@ -28,6 +30,7 @@ from teachers.plan import may_be_asked, may_teach
 from teachers.types import SignalKind
 
 if TYPE_CHECKING:
+    from pipeline.flights import Flight
     from pipeline.loop import Loop
 
 
@@ -36,12 +39,13 @@ class Early:
     """The early part of a step's gradient, as it grows in the parameters.
 
     parts: this process's rollouts, each part one forward, or several where one process has them all; in all processes
-    there are equally many. norm: of a step in which all rollouts are taught. asked: what came of each part, with those
-    of its rows that have still to train. counted: those that have. seconds: that the forwards took.
+    there are equally many. seed: of dropout. norm: of a step in which all rollouts are taught. asked: what came of each
+    part, with those of its rows that have still to train. counted: those that have. seconds: that the forwards took.
     """
 
     loop: Loop
     parts: Sequence[Sequence[Rollout]]
+    seed: int
     norm: Normaliser
     baselines: Baselines
     asked: list[Asked] = field(default_factory=list)
@@ -61,6 +65,7 @@ class Early:
         """From nothing, also where a step is asked about again: what is added must not hang on how often it was."""
         self.asked, self.counted, self.sums = [], [], Sums()
         self.loop.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(self.seed)
 
     def add(self, part: Sequence[Rollout], settled: Mapping[str, Settled]) -> None:
         """Forwards and backwards, one of nothing where nobody answered about any of them."""
@@ -77,15 +82,16 @@ class Early:
         self.asked.append(replace(found, rows=tuple(row for row in found.rows if row.rewrite)))
 
 
-def early_of(loop: Loop, rollouts: Sequence[Rollout], mine: Sequence[Rollout], baselines: Baselines) -> Early:
-    """rollouts: of all processes; mine: this one's."""
+def early_of(loop: Loop, flight: Flight, baselines: Baselines) -> Early:
+    """What of a step trains early, nothing of it yet done."""
     parts: list[Sequence[Rollout]] = []
     if loop.asking is not None and loop.asking.pool.remote:
         graded = loop.world.size == 1 and loop.asking.judged.grades.baseline == "group"
-        parts = early_parts(loop.asking, mine, loop.training.tokens_per_forward, graded=graded)
+        parts = early_parts(loop.asking, flight.mine, loop.training.tokens_per_forward, graded=graded)
         most = max(loop.world.gather(len(parts)))
         parts += [()] * (most - len(parts))
-    return Early(loop, parts, presumed(rollouts, loop.average), baselines)
+    seed = (loop.seed * 1_000_003 + flight.step) * 1_009 + loop.world.rank
+    return Early(loop, parts, seed, presumed(flight.rollouts, loop.average), baselines)
 
 
 def early_parts(

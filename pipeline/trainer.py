@@ -87,11 +87,10 @@ def advance(loop: Loop, state: State, flights: Flights) -> State:
     """One step: from `state` to the next, with its line of metrics written. flights: those under way, kept here."""
     clock = Clock()
     step = state.step + 1
-    torch.manual_seed(_step_seed(loop.seed, step, loop.world.rank))  # dropout, if there is any
     with clock.phase("rollout"):
         state = take_off(loop, state, flights)
     flight = flights.pop(step)
-    early = early_of(loop, flight.rollouts, flight.mine, state.baselines)
+    early = early_of(loop, flight, state.baselines)
     with clock.phase("teachers"):
         asked, waited = _asked(loop, flight, early)
         rows = [*asked.rows, *_references(loop, flight.mine)]
@@ -328,7 +327,3 @@ def _merge_failures(parts: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[st
                 reasons = merged.setdefault(teacher, {})
                 reasons[reason] = reasons.get(reason, 0) + count
     return merged
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 1_009 + rank

@@ -157,7 +157,8 @@ def test_the_bits_do_not_hang_on_when_answers_come(tmp_path: Path, monkeypatch: 
 
 def test_nothing_has_changed_where_too_few_answer_and_a_second_asking_leaves_no_trace(tmp_path: Path) -> None:
     with ChatServer(scorer=scorer_of(scored_model(tmp_path))) as served, ChatServer() as critic:
-        settings = settings_for(tmp_path, served, critic, **{"pool.quorum": 1.0})
+        tune = {"kind": "lora", "dropout": 0.3}
+        settings = settings_for(tmp_path, served, critic, **{"pool.quorum": 1.0, "student.tune": tune})
         _, expected, _ = step_of(tmp_path / "whole", settings)
         served.misbehave(*[Fault.ERROR_503] * 5)
         with loop_of(tmp_path / "stopped", changed(settings, {"output": str(tmp_path / "stopped/run")})) as loop:
