@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import sys
 
-import typer
+INTERRUPTED = 130  # what shells report for Ctrl-C
+BAD_CALL = 2
 
-from pipeline.errors import TutelageError
-from teachers.errors import TeacherError
+try:
+    import errno
+    import shlex
+    from collections.abc import Iterator, Sequence
+    from contextlib import contextmanager
+    from importlib.metadata import version
+    from pathlib import Path
+    from typing import TYPE_CHECKING, Annotated
+
+    import typer
+
+    from pipeline.errors import TutelageError
+    from teachers.errors import TeacherError
+except KeyboardInterrupt:  # these take a tenth of a second, in which one sees that the command was the wrong one
+    sys.stderr.write("interrupted\n")
+    sys.exit(INTERRUPTED)
 
 if TYPE_CHECKING:
     from pipeline.display import Display
@@ -23,9 +32,6 @@ if TYPE_CHECKING:
 # Two threads that wait for each other by spinning take each other's core where anything else runs: measured on two
 # cores with one other busy process, 0.31 s a step instead of 0.49, and the same where nothing else runs.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
-INTERRUPTED = 130  # what shells report for Ctrl-C
-BAD_CALL = 2
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -149,7 +155,11 @@ def journal_command(
 
 def main() -> None:
     """The console script's entry point."""
-    app(prog_name="tutelage")
+    try:
+        app(prog_name="tutelage")
+    except KeyboardInterrupt:  # before a command has begun
+        typer.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
 
 
 # ---- before the heavy imports ----

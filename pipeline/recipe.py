@@ -248,12 +248,13 @@ class Cascade(Section):
     unsure: Annotated[tuple[Fraction, Fraction], AsTuple] = Field(
         (0.25, 0.75), description="scores between these are unsure", examples=["[0.25, 0.75]"]
     )
-    disagreement: float | None = Field(
-        None,
-        gt=0,
-        description="nats per token of surprise at the student's answer, from which to go on",
+    entropy: float | None = Field(
+        None, gt=0, description="nats per token; a teacher whose distributions have more on average is unsure"
     )
-    checker: bool = Field(True, description="go on where the score and the prompt's checker contradict each other")
+    disagreement: float | None = Field(
+        None, gt=0, description="nats per token of a teacher's surprise at the student's answer, from which to go on"
+    )
+    checker: bool = Field(True, description="go on where the prompt's checker contradicts the score or the rewrite")
 
 
 def _routing(value: Any) -> Any:

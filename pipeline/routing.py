@@ -5,13 +5,16 @@ from __future__ import annotations
 from pipeline.recipe import AllTeachers, ByDomain, Mixture, RecipeBase
 from pipeline.recipe import Cascade as CascadeRouting
 from teachers.config import RemoteBase, SelfTeacher
-from teachers.plan import Cascade, Plan, Routes
+from teachers.plan import Cascade, Plan, PromptChecker, Routes
 
 FEEDBACK = "feedback:"
 
 
-def plan_of(recipe: RecipeBase) -> Plan:
-    """The recipe's routing, fallbacks and feedback. `recipe_checks` has made sure that every name exists."""
+def plan_of(recipe: RecipeBase, check: PromptChecker) -> Plan:
+    """The recipe's routing, fallbacks and feedback. `recipe_checks` has made sure that every name exists.
+
+    check: the prompts' own checkers, which a cascade holds its teachers' judgments against.
+    """
     teachers = recipe.teachers.items()
     fallback = {name: t.fallback for name, t in teachers if isinstance(t, RemoteBase) and t.fallback}
     needs = {
@@ -19,10 +22,10 @@ def plan_of(recipe: RecipeBase) -> Plan:
         for name, t in teachers
         if isinstance(t, SelfTeacher) and t.sees.startswith(FEEDBACK)
     }
-    return Plan(routes_of(recipe), fallback, needs)
+    return Plan(routes_of(recipe, check), fallback, needs)
 
 
-def routes_of(recipe: RecipeBase) -> Routes | Cascade:
+def routes_of(recipe: RecipeBase, check: PromptChecker | None = None) -> Routes | Cascade:
     """The recipe's routing as shares by domain, or as a cascade."""
     routing = recipe.routing
     if isinstance(routing, AllTeachers):
@@ -30,7 +33,14 @@ def routes_of(recipe: RecipeBase) -> Routes | Cascade:
     if isinstance(routing, Mixture):
         return Routes({}, routing.shares)
     if isinstance(routing, CascadeRouting):
-        return Cascade(routing.order, routing.unsure, routing.disagreement, routing.checker)
+        return Cascade(
+            routing.order,
+            routing.unsure,
+            routing.disagreement,
+            routing.entropy,
+            check if routing.checker else None,
+            recipe.rollout.temperature,
+        )
     assert isinstance(routing, ByDomain)
     table = {name: {name: 1.0} for name in recipe.teachers}
     table |= {

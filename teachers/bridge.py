@@ -47,8 +47,8 @@ class Bridge:
     ids (R,) int64: the student's id for each of the teacher's, or -1; none of the student's stands there twice.
     opening (R,): the same at the first token of an answer in a chat, where one side may have a space in front.
     special: the teacher's token for the student's special tokens that it has too. rarest: the ordinary ids of the
-    student's that have a counterpart, the highest first, which tokenizers made last. coverage: the share of the
-    student's tokens on the probe texts that are tokens of the teacher.
+    student's that have a counterpart, the highest first, which tokenizers made last. least_coverage: the share of a
+    completion's tokens that must be tokens of the teacher. coverage: that share on the probe texts.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Bridge:
     opening: Tensor
     special: Mapping[int, int]
     rarest: Tensor
+    least_coverage: float
     coverage: float = 0.0
 
     @property
@@ -117,6 +118,7 @@ def build_bridge(
         opening=ids if ours.lead == theirs.lead else _counterparts(theirs, ours, size, opening=True),
         special={int(ids[their]): their for their in special if ids[their] >= 0},
         rarest=torch.tensor(sorted(ordinary, reverse=True), dtype=torch.int64),
+        least_coverage=least_coverage,
     )
     bridge = replace(bridge, coverage=_probe(bridge))
     if bridge.coverage < least_coverage:
@@ -306,9 +308,16 @@ def _joined(
     )
 
 
-def restricted(crossed: Crossed, wanted: Tensor) -> Crossed:
-    """Only the pairs whose token of the student is wanted, (N,) bool."""
+def restricted(bridge: Bridge, crossed: Crossed, wanted: Tensor) -> Crossed | TeacherFailure:
+    """Only the pairs whose token of the student is wanted, (N,) bool.
+
+    Failures: low_coverage, where these are fewer than the bridge's least share of the wanted tokens, or none at all.
+    """
     keep = wanted[crossed.student_at]
+    matched, count = int(keep.sum()), int(wanted.sum())
+    if count and (not matched or matched < bridge.least_coverage * count):
+        detail = f"{matched} of {count} tokens are its own, and align.least_coverage is {bridge.least_coverage:.0%}"
+        return TeacherFailure(bridge.name, "low_coverage", retryable=False, detail=detail)
     return replace(
         crossed,
         student_at=crossed.student_at[keep],

@@ -37,8 +37,13 @@ class TeacherBase(Section):
     """What every kind of teacher has."""
 
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="scales this teacher's whole loss")
-    spans: tuple[SpanKind, ...] = Field(("think", "answer"), min_length=1, description="the segments it scores")
     system: str | None = Field(None, description="a system prompt that this teacher sees and the student does not")
+
+
+class ScoringBase(TeacherBase):
+    """What every teacher has that scores token by token. A grader reads the answer as a text, never the thinking."""
+
+    spans: tuple[SpanKind, ...] = Field(("think", "answer"), min_length=1, description="the segments it scores")
 
 
 # ---- in this process ----
@@ -48,10 +53,13 @@ class Alignment(Section):
     """A teacher with another tokenizer: it is scored where its tokens and the student's end at the same bytes."""
 
     top_k: Positive = Field(16, description="of the teacher's entries that are carried over")
-    least_coverage: Fraction = Field(0.4, description="of the student's tokens; below it a run is refused")
+    least_coverage: Fraction = Field(
+        0.4,
+        description="of the student's tokens; below it a run is refused, on probe texts, and each answer fails",
+    )
 
 
-class TransformersTeacher(TeacherBase):
+class TransformersTeacher(ScoringBase):
     """A transformers causal LM in this process."""
 
     kind: Literal["transformers"]
@@ -61,7 +69,7 @@ class TransformersTeacher(TeacherBase):
     align: Alignment | None = Field(None, description="only for a teacher with another tokenizer than the student's")
 
 
-class AdapterTeacher(TeacherBase):
+class AdapterTeacher(ScoringBase):
     """A LoRA adapter over a base that all adapter teachers with the same base (and a LoRA student) share."""
 
     kind: Literal["adapter"]
@@ -71,7 +79,7 @@ class AdapterTeacher(TeacherBase):
     dtype: Dtype = "bfloat16"
 
 
-class SelfTeacher(TeacherBase):
+class SelfTeacher(ScoringBase):
     """The student itself, shown something that it does not see when it writes (OPSD, SDPO)."""
 
     kind: Literal["self"]
@@ -148,7 +156,7 @@ class ProvidedBase(RemoteBase):
     provider: Provider = Provider()
 
 
-class ServedTeacher(ProvidedBase):
+class ServedTeacher(ProvidedBase, ScoringBase):
     """A server that scores a given text by prompt log-probabilities."""
 
     kind: Literal["served"]

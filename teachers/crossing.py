@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,24 +29,11 @@ _LOGITS_AT_ONCE = 1 << 24  # 64 MB in fp32, whatever the vocabulary
 
 
 @dataclass(eq=False)
-class Coverage:
-    """How many of the student's tokens could be scored, so far."""
-
-    scored: int = 0
-    wanted: int = 0
-
-    @property
-    def share(self) -> float:
-        """NaN before the first token."""
-        return self.scored / self.wanted if self.wanted else float("nan")
-
-
-@dataclass(eq=False)
 class CrossingTeacher:
     """A LocalTeacher that answers with the top-k of what both vocabularies have, where both cut the text alike.
 
     head: over the teacher's vocabulary. spans, system, running: as in `HiddenStateTeacher`. temperature: the recipe's,
-    which the signal is at. coverage: of the tokens it was to score.
+    which the signal is at.
     """
 
     name: str
@@ -59,7 +46,6 @@ class CrossingTeacher:
     tokens_per_forward: int
     temperature: float = 1.0
     running: Running = nullcontext
-    coverage: Coverage = field(default_factory=Coverage)
     signals: frozenset[SignalKind] = frozenset({SignalKind.TOP_K})
 
     @property
@@ -71,7 +57,7 @@ class CrossingTeacher:
         """One answer per request: TopK with (N, top_k) entries on the CPU, or a TeacherFailure.
 
         Failures: not_exact (bytes that its tokenizer cannot write), too_long (beyond the context), empty_prompt
-        (nothing predicts the first token), low_coverage (no token to score is one of its own), not_finite.
+        (nothing predicts the first token), low_coverage (too few of the tokens to score are its own), not_finite.
         """
         rows: dict[str, Row] = {}
         crossed: dict[str, Crossed] = {}
@@ -90,7 +76,7 @@ class CrossingTeacher:
         """Nothing is held that goes away with the teacher: its model may be another teacher's too."""
 
     def _asked(self, request: ScoreRequest, found: Crossed | TeacherFailure) -> tuple[Row, Crossed] | TeacherFailure:
-        """The row to read and the pairs to score; counts what can be."""
+        """The row to read and the pairs to score."""
         if isinstance(found, TeacherFailure):
             return found
         row = Row(render(request.conversation, self.lm.tokenizer, self.system), found.token_ids)
@@ -98,13 +84,8 @@ class CrossingTeacher:
             return self._failure("too_long", f"{len(row.token_ids)} tokens, and its context has {self.lm.context}")
         if not row.prompt_ids:
             return self._failure("empty_prompt", "its rendering of the prompt has no tokens")
-        wanted = scored_tokens(request.segments, self.spans)
-        pairs = restricted(found, wanted)
-        self.coverage.scored += len(pairs.student_at)
-        self.coverage.wanted += int(wanted.sum())
-        if bool(wanted.any()) and not len(pairs.student_at):
-            return self._failure("low_coverage", f"none of {int(wanted.sum())} tokens is a token of its own")
-        return row, pairs
+        pairs = restricted(self.bridge, found, scored_tokens(request.segments, self.spans))
+        return pairs if isinstance(pairs, TeacherFailure) else (row, pairs)
 
     @torch.no_grad()
     def _tops(self, rows: dict[str, Row], crossed: dict[str, Crossed]) -> dict[str, TopK]:

@@ -10,7 +10,7 @@ import torch
 
 from teachers.alignment import answer_end, compare_models
 from teachers.causal_lm import CausalLM, ModelKey, load_causal_lm, load_tokenizer
-from teachers.config import TeacherBase
+from teachers.config import ScoringBase
 from teachers.errors import TeacherError
 from teachers.heads import with_ends_mapped
 from teachers.scoring import Ends, HiddenStateTeacher, Running
@@ -59,7 +59,7 @@ class Models:
             self._tokenizers[path, revision] = load_tokenizer(path, name=where(name), revision=revision)
         return self._tokenizers[path, revision]
 
-    def teacher(self, config: TeacherBase, lm: CausalLM, head: Head, running: Running) -> HiddenStateTeacher:
+    def teacher(self, config: ScoringBase, lm: CausalLM, head: Head, running: Running) -> HiddenStateTeacher:
         """Joins the parts of a teacher. Raises TeacherError where model and student do not fit."""
         if problems := compare_models(self.student, lm, name=where(lm.name)).problems:
             raise TeacherError("\n".join(problems))

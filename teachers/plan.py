@@ -7,13 +7,15 @@ another's feedback come later, when what they wait for is there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from teachers.errors import TeacherError
-from teachers.types import Answer, Judgment, ScoreRequest, TeacherFailure, TopK
+from teachers.types import Answer, Judgment, ScoreRequest, TeacherFailure
 
 Result = Answer | TeacherFailure
+# The score that the prompt's own checker gives to a text in place of the answer; None where there is no judging it.
+PromptChecker = Callable[[ScoreRequest, str], float | None]
 PASSING = 0.5  # a score from which an answer counts as right, where it is held against a checker
 
 
@@ -53,14 +55,17 @@ class Routes:
 class Cascade:
     """Teachers from the cheapest to the dearest; the next is asked only where `goes_on` says so.
 
-    unsure: scores strictly between these two. disagreement: nats per token of surprise at the student's answer, or
-    None. checker: whether a score that contradicts the prompt's checker goes on.
+    unsure: scores strictly between these two. entropy: of a teacher that gives distributions, from which it is unsure.
+    disagreement: its surprise at the student's answer, from which to go on. Both are means in nats per token
+    (`doubt.py`), or None. check: what judgments must not contradict, or None. temperature: of the distributions.
     """
 
     order: tuple[str, ...]
     unsure: tuple[float, float] = (0.25, 0.75)
     disagreement: float | None = None
-    checker: bool = True
+    entropy: float | None = None
+    check: PromptChecker | None = None
+    temperature: float = 1.0
 
     def everyone(self, domain: str) -> tuple[str, ...]:
         return self.order
@@ -69,28 +74,49 @@ class Cascade:
         """The dearest: the one that the student is compared with."""
         return self.order[-1]
 
-    def asked(self, request: ScoreRequest, settled: Mapping[str, Result]) -> tuple[str, ...]:
-        """Those whose turn has come, given what was answered so far."""
-        for place, name in enumerate(self.order):
+    def asked(self, request: ScoreRequest, asked: Collection[str], settled: Mapping[str, Result]) -> tuple[str, ...]:
+        """Those whose turn has come, given who was asked and what was answered so far."""
+        for place, name in enumerate(self.order[:-1]):
+            if self.order[place + 1] in asked:  # so this one went on: looking into a distribution twice would cost
+                continue
             result = settled.get(name)
             if result is None or not self.goes_on(request, result):
                 return self.order[: place + 1]
         return self.order
 
     def goes_on(self, request: ScoreRequest, result: Result) -> bool:
-        """Whether a dearer teacher is worth asking after this result."""
+        """Whether a dearer teacher is worth asking after this result. Raises what `check` raises."""
         if isinstance(result, TeacherFailure):
             return True
-        signal = result.signal
-        if isinstance(signal, Judgment):
-            if signal.score is None:
+        if isinstance(result.signal, Judgment):
+            return self._doubts(result.signal) or self._contradicted(request, result.signal)
+        if self.disagreement is None and self.entropy is None:
+            return False
+        from teachers.doubt import doubt_of
+
+        doubt = doubt_of(result.signal, request.token_ids, self.temperature)
+        return doubt is not None and (
+            (self.disagreement is not None and doubt.surprise > self.disagreement)
+            or (self.entropy is not None and doubt.entropy > self.entropy)
+        )
+
+    def _doubts(self, judgment: Judgment) -> bool:
+        """Whether it is unsure, or says nothing that could be learned from."""
+        if judgment.score is None:
+            return judgment.rewrite is None
+        low, high = self.unsure
+        return low < judgment.score < high
+
+    def _contradicted(self, request: ScoreRequest, judgment: Judgment) -> bool:
+        """Whether the prompt's checker sees the answer otherwise than the score does, or finds the correction wrong."""
+        if self.check is None:
+            return False
+        if judgment.score is not None:
+            found = self.check(request, request.completion)
+            if found is not None and (found >= PASSING) != (judgment.score >= PASSING):
                 return True
-            low, high = self.unsure
-            contradicted = request.checked is not None and (request.checked >= PASSING) != (signal.score >= PASSING)
-            return low < signal.score < high or (self.checker and contradicted)
-        if isinstance(signal, TopK) and self.disagreement is not None and bool(signal.valid.any()):
-            return float(-signal.token_logprobs[signal.valid].mean()) > self.disagreement
-        return False
+        corrected = None if judgment.rewrite is None else self.check(request, judgment.rewrite)
+        return corrected is not None and corrected < PASSING
 
 
 @dataclass(frozen=True)
@@ -102,6 +128,32 @@ class Plan:
     needs: Mapping[str, str] = field(default_factory=dict)
 
 
+def may_teach(plan: Plan, domain: str) -> frozenset[str]:
+    """All whose answer about a prompt of this domain may get a share: those routed to, and who stands in for them.
+
+    Raises TeacherError for a domain without a teacher.
+    """
+    found: set[str] = set()
+    for name in plan.routes.everyone(domain):
+        at: str | None = name
+        while at is not None and at not in found:
+            found.add(at)
+            at = plan.fallback.get(at)
+    return frozenset(found)
+
+
+def may_be_asked(plan: Plan, domain: str) -> frozenset[str]:
+    """The same, and those whose feedback one of them is shown. Raises TeacherError as `may_teach`."""
+    found: set[str] = set()
+    left = [*may_teach(plan, domain)]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += [other for other in (plan.needs.get(name), plan.fallback.get(name)) if other is not None]
+    return frozenset(found)
+
+
 def next_teachers(
     plan: Plan, request: ScoreRequest, asked: Collection[str], settled: Mapping[str, Result]
 ) -> tuple[str, ...]:
@@ -110,7 +162,9 @@ def next_teachers(
     settled: what teachers in `asked` have said so far. Raises TeacherError for a domain without a teacher.
     """
     routes = plan.routes
-    first = routes.asked(request, settled) if isinstance(routes, Cascade) else tuple(routes.shares(request.domain))
+    first = (
+        routes.asked(request, asked, settled) if isinstance(routes, Cascade) else tuple(routes.shares(request.domain))
+    )
     wanted: dict[str, None] = {}
     for name in first:
         _want(plan, name, settled, wanted)

@@ -62,10 +62,9 @@ def reader_of(name: str, config: ServedTeacher, tools: Tools) -> Reader:
         (found,) = cross(bridge, [request])
         if isinstance(found, TeacherFailure):
             return found
-        own = scored_tokens(request.segments, config.spans)
-        pairs = restricted(found, own)
-        if bool(own.any()) and not len(pairs.student_at):
-            return TeacherFailure(name, "low_coverage", False, f"none of {int(own.sum())} tokens is one of its own")
+        pairs = restricted(bridge, found, scored_tokens(request.segments, config.spans))
+        if isinstance(pairs, TeacherFailure):
+            return pairs
         wanted = torch.zeros(len(found.token_ids), dtype=torch.bool)
         wanted[pairs.teacher_at] = True
         prompt = render(request.conversation, tokenizer, config.system)

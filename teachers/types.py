@@ -187,8 +187,7 @@ class ScoreRequest:
     """A finished completion and all that a teacher may know about it.
 
     completion: the answer as text, without thinking, end tokens and whatever begins with a stop string; for teachers
-        that read text. checked: the score of the prompt's own checker, where a plan wants it. grading: what running it
-        needs beside the reference, as JSON.
+        that read text. grading: what running it needs beside the reference, as JSON.
     upstream: what teachers that were asked before said, by name.
     """
 
@@ -206,7 +205,6 @@ class ScoreRequest:
     checker: str | None = None
     grading: str | None = None
     completion: str = ""
-    checked: float | None = None
     upstream: Mapping[str, Judgment] = field(default_factory=dict)
 
     @property

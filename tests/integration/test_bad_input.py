@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,34 @@ def test_interrupting_keeps_what_was_earned(tmp_path: Path) -> None:
     (line,) = errors.strip().splitlines()
     assert "--resume" in line
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 2
+
+
+PRESS = """
+import os, signal, sys
+def press():
+    sys.setprofile(None)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+IMPORTED = """
+class Watch:
+    def find_spec(name, *_):
+        if name == {name!r}:
+            press()
+sys.meta_path.insert(0, Watch)
+"""
+CALLED = """
+sys.setprofile(lambda frame, *_: press() if frame.f_code.co_name == {name!r} else None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "name"), [(IMPORTED, "importlib.metadata"), (IMPORTED, "typer"), (CALLED, "get_command")]
+)
+def test_interrupting_at_once_is_one_line(moment: str, name: str) -> None:
+    """A real Ctrl-C in a real process, at the moment when a module is looked for or a function called."""
+    code = PRESS + moment.format(name=name) + "from pipeline.cli import main\nmain()\n"
+    done = subprocess.run([sys.executable, "-c", code, "recipes"], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.fixture

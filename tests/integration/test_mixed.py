@@ -104,7 +104,8 @@ def test_a_private_prompt_is_refused_before_anything_is_sent(world: World) -> No
 
 
 def test_a_server_with_another_tokenizer_says_what_the_model_itself_would(tmp_path: Path) -> None:
-    """Through a server's top-k and in this process: the same tokens are scored, with the same numbers."""
+    """Through a server's top-k and in this process: the same tokens are scored, with the same numbers; and the same
+    answers have too few of them."""
     other = byte_level(300)
     shape = NewModel(hidden_size=32, layers=2, heads=2, context=512)
     model_from_config(model_config(shape, len(other)), other, seed=4).save_pretrained(tmp_path / "other")
@@ -125,6 +126,14 @@ def test_a_server_with_another_tokenizer_says_what_the_model_itself_would(tmp_pa
         }
         settings = changed(distill_settings(tmp_path), {"teachers": teachers, "routing": "all"})
         found = lines(run_here(write_recipe(tmp_path / "recipe.yaml", settings)), "metrics.jsonl")
+        strict = {f"teachers.{name}.align.least_coverage": 0.6 for name in teachers}
+        strict |= {"output": str(tmp_path / "strict"), "pool.quorum": 0.0}
+        refused = lines(run_here(write_recipe(tmp_path / "strict.yaml", changed(settings, strict))), "metrics.jsonl")
+    failures: list[dict[str, dict[str, int]]] = [line["failures"] for line in refused]  # type: ignore[misc]
+    assert all(line.get("near") == line.get("far") for line in failures)
+    counts = [line.get("far", {}).get("low_coverage", 0) for line in failures]
+    assert 0 < sum(counts) < 3 * 4
+    assert [line["unanswered"] for line in refused] == counts
     for line in found:
         coverage: dict[str, float] = line["coverage"]  # type: ignore[assignment]
         assert 0 < coverage["near"] == coverage["far"] < 1

@@ -224,6 +224,33 @@ def test_a_cascade_asks_the_dear_one_where_the_cheap_one_is_unsure_and_says_what
     assert tokens * Decimal("49.8") / 1_000_000 >= sum(spent.values()) > (tokens - 1) * Decimal("49.8") / 1_000_000
 
 
+class Rewriter(ChatServer):
+    """A grader that finds all wrong and corrects every other answer, as it thinks, to a text that is no number."""
+
+    def answer(self, request: Request) -> tuple[int, dict[str, Any]]:
+        status, body = super().answer(request)
+        if status == 200:
+            rewrite = "no idea" if self.corrects(request) else None
+            said = json.dumps({"feedback": "no", "score": 0.0, "rewrite": rewrite})
+            body["choices"][0]["message"]["content"] = said
+        return status, body
+
+    @staticmethod
+    def corrects(request: Request) -> bool:
+        return sha256(request.content.encode()).digest()[0] % 2 == 0
+
+
+def test_a_cascade_goes_on_where_the_correction_fails_the_prompts_checker(tmp_path: Path) -> None:
+    with Rewriter() as cheap:
+        settings = graded(tmp_path, {"cheap": chat(cheap)}, routing={"kind": "cascade", "order": ["cheap", "local"]})
+        folder = start(tmp_path, settings)
+        corrected = sum(Rewriter.corrects(request) for request in cheap.requests)
+    samples = [sample["teachers"] for line in read_lines(folder / "provenance.jsonl") for sample in line["samples"]]
+    assert 0 < corrected < len(samples) == 24  # of a student that knows nothing, all answers are wrong
+    assert sum("local" in given for given in samples) == corrected
+    assert all(("local" in given) == ("rewrite" in given["cheap"]["gave"]) for given in samples)
+
+
 def test_a_dead_teachers_shares_go_to_its_fallback_and_every_row_is_counted(tmp_path: Path) -> None:
     dead = {"kind": "chat", "model": "gone", "url": f"http://127.0.0.1:{closed_port()}/v1", "limits": PATIENT}
     checker = {"kind": "program", "check": "answer", "limits": PATIENT}

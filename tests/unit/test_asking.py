@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.asking import Asked, Asking, request_of, rows_of
+from pipeline.errors import RecipeError
 from pipeline.judgments import Baselines, JudgedSettings
 from pipeline.recipe import Objective
 from pipeline.recipe_file import load_recipe
@@ -140,3 +141,29 @@ def test_a_default_teacher_takes_what_the_table_leaves(tmp_path: Path) -> None:
     del settings["teachers"]["addition"]
     recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", settings)).recipe
     assert routes_of(recipe).shares("addition") == {"sorting": 1.0}
+
+
+def test_a_grader_reads_the_answer_and_not_the_thinking() -> None:
+    ids = tiny_tokenizer().encode("hidden shown", add_special_tokens=False)
+    segments = tuple(
+        Segment("assistant", kind, tuple(part), trainable=True)  # type: ignore[arg-type]
+        for kind, part in (("think", ids[:7]), ("answer", ids[7:]), ("end", [1]))
+    )
+    written = replace(rollout("p", "a"), segments=segments)
+    assert request_of(asking({}, Routes({}), {}), written, step=1).completion == "shown"
+
+
+@pytest.mark.parametrize(
+    "grader",
+    [
+        {"kind": "chat", "model": "m", "url": "http://127.0.0.1:1/v1"},
+        {"kind": "program", "check": "answer"},
+        {"kind": "plugin", "use": "mine"},
+    ],
+)
+def test_spans_of_a_grader_are_refused(tmp_path: Path, grader: dict[str, object]) -> None:
+    changes = {"teachers.grader": {**grader, "spans": ["answer"]}, "objective": {"grades": {"weight": 0}}}
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write_recipe(tmp_path / "recipe.yaml", changed(distill_settings(tmp_path), changes)))
+    (problem,) = caught.value.problems
+    assert "teachers.grader.spans: belongs to kind: transformers, adapter, self or served; remove it" in problem

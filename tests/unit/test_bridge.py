@@ -336,11 +336,17 @@ def test_only_what_is_wanted_is_valid() -> None:
     found = crossed(bridge, request(("answer", tokens(bridge, " def f(x):"))))
     assert found.opening
     wanted = torch.arange(found.length) > 0
-    less = restricted(found, wanted)
+
+    def restricted_to(wanted: torch.Tensor) -> Crossed:
+        result = restricted(bridge, found, wanted)
+        assert isinstance(result, Crossed)
+        return result
+
+    less = restricted_to(wanted)
     assert not less.opening
     assert pairs(less) == pairs(found)[1:]
-    assert pairs(restricted(found, ~wanted)) == pairs(found)[:1]
-    assert restricted(found, ~wanted).opening
+    assert pairs(restricted_to(~wanted)) == pairs(found)[:1]
+    assert restricted_to(~wanted).opening
     top = random_top(bridge, less, 4)
     unsure = TopK(top.token_logprobs, top.ids, top.logprobs, top.log_tail, torch.zeros_like(top.valid))
     assert to_student(bridge, less, top, 4).valid.sum() == len(pairs(less))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +65,7 @@ def built(student: CausalLM, folder: str) -> Build:
                 "kind": "transformers",
                 "model": folder,
                 "dtype": "float32",
-                "align": align,
+                "align": {"least_coverage": 0.0, **align},
                 "spans": spans,
                 "system": system,
             }
@@ -144,13 +143,18 @@ def test_only_its_segments_are_scored(built: Build) -> None:
     assert not top_k(only, result).valid.any()  # nothing to score is not a failure
 
 
-def test_coverage_is_counted(built: Build) -> None:
-    teacher = built()
-    assert math.isnan(teacher.coverage.share)
-    asked = [request(teacher, ("answer", text), ("end", ""), name=text) for text in ("def f(x):", "the arguments")]
-    valid = sum(int(top_k(teacher, one).valid.sum()) for one in asked)
-    assert (teacher.coverage.scored, teacher.coverage.wanted) == (valid, sum(len(one.token_ids) for one in asked))
-    assert 0 < teacher.coverage.share < 1
+def test_an_answer_with_too_little_in_common_is_a_failure_of_its_own(built: Build) -> None:
+    any_share, least = built(least_coverage=0.0), built(least_coverage=0.75)
+    found = []
+    for text in ("def f(x):", "the arguments", "x", "import json", "a = (1, 2)", "zygote quorum"):
+        asked = request(any_share, ("answer", text), ("end", ""))
+        share = float(top_k(any_share, asked).valid.double().mean())
+        found.append(share < 0.75)
+        if share < 0.75:
+            assert failure(least, asked) == ("low_coverage", False)
+        else:
+            assert bool(top_k(least, asked).valid.any())
+    assert set(found) == {True, False}
 
 
 def test_a_system_prompt_is_read(built: Build) -> None:

@@ -12,12 +12,16 @@ from teachers.types import Answer, Judgment, RawText, ScoreRequest, TeacherFailu
 ROUTES = Routes({"math": {"a": 3.0, "b": 1.0}, "code": {"c": 0.2}}, {"d": 5.0})
 
 
-def request(domain: str, checked: float | None = None) -> ScoreRequest:
-    return ScoreRequest("r", "r", 0, 0, domain, RawText("x"), (), "end", checked=checked)
+def request(domain: str, completion: str = "") -> ScoreRequest:
+    return ScoreRequest("r", "r", 0, 0, domain, RawText("x"), (), "end", completion=completion)
 
 
-def said(score: float | None = 1.0) -> Answer:
-    return Answer(Judgment(score, "because"))
+def said(score: float | None = 1.0, rewrite: str | None = None) -> Answer:
+    return Answer(Judgment(score, "because", rewrite))
+
+
+def by_checker(request: ScoreRequest, text: str) -> float | None:
+    return {"right": 1.0, "wrong": 0.0}.get(text)
 
 
 def surprise(nats: float) -> Answer:
@@ -91,25 +95,54 @@ def test_a_teacher_that_is_shown_feedback_waits_for_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cheap", "checked", "goes_on"),
+    ("cheap", "completion", "goes_on"),
     [
-        (said(0.9), None, False),
-        (said(0.5), None, True),
-        (said(0.25), None, False),
-        (said(None), None, True),
-        (said(0.9), 0.0, True),
-        (said(0.9), 1.0, False),
-        (said(0.1), 0.0, False),
-        (failed("cheap"), None, True),
-        (surprise(0.5), None, False),
-        (surprise(3.0), None, True),
+        (said(0.9), "unknown", False),
+        (said(0.5), "unknown", True),
+        (said(0.25), "unknown", False),
+        (said(None), "unknown", True),
+        (said(0.9), "wrong", True),
+        (said(0.1), "right", True),
+        (said(0.9), "right", False),
+        (said(0.1), "wrong", False),
+        (said(0.1, rewrite="right"), "wrong", False),
+        (said(0.1, rewrite="wrong"), "wrong", True),
+        (said(0.1, rewrite="wrong"), "unknown", True),
+        (said(None, rewrite="right"), "wrong", False),
+        (said(None, rewrite="wrong"), "wrong", True),
+        (said(None, rewrite="unknown"), "unknown", False),
+        (failed("cheap"), "unknown", True),
+        (surprise(0.5), "unknown", False),
+        (surprise(3.0), "unknown", True),
     ],
 )
-def test_a_cascade_goes_on_where_it_pays(cheap: Result, checked: float | None, goes_on: bool) -> None:
-    plan = Plan(Cascade(("cheap", "dear"), disagreement=2.0))
-    waves, shares = walk(plan, request("x", checked), {"cheap": cheap, "dear": said()})
+def test_a_cascade_goes_on_where_it_pays(cheap: Result, completion: str, goes_on: bool) -> None:
+    plan = Plan(Cascade(("cheap", "dear"), disagreement=2.0, check=by_checker))
+    waves, shares = walk(plan, request("x", completion), {"cheap": cheap, "dear": said()})
     assert waves == ([{"cheap"}, {"dear"}] if goes_on else [{"cheap"}])
     assert shares == ({"dear": 1.0} if goes_on else {"cheap": 1.0})
+
+
+@pytest.mark.parametrize("cheap", [said(0.9), said(0.1, rewrite="wrong")])
+def test_without_a_checker_a_judgment_is_believed(cheap: Result) -> None:
+    _, shares = walk(Plan(Cascade(("cheap", "dear"))), request("x", "wrong"), {"cheap": cheap, "dear": said()})
+    assert shares == {"cheap": 1.0}
+
+
+@pytest.mark.parametrize(("nats", "goes_on"), [(0.7, True), (0.05, False), (4.0, False)])
+def test_of_a_sampled_token_alone_what_is_certain_counts(nats: float, goes_on: bool) -> None:
+    """All other tokens count as one: near a half it is unsure, whatever it would have said instead."""
+    plan = Plan(Cascade(("cheap", "dear"), entropy=0.5))
+    _, shares = walk(plan, request("x"), {"cheap": surprise(nats), "dear": said()})
+    assert shares == ({"dear": 1.0} if goes_on else {"cheap": 1.0})
+
+
+def test_three_are_asked_one_after_the_other() -> None:
+    plan = Plan(Cascade(("a", "b", "c")), fallback={"a": "c"})
+    waves, shares = walk(plan, request("x"), {"a": said(0.5), "b": said(0.5), "c": said(0.5)})
+    assert (waves, shares) == ([{"a"}, {"b"}, {"c"}], {"c": 1.0})
+    waves, shares = walk(plan, request("x"), {"a": failed("a"), "b": said(), "c": said()})
+    assert (waves, shares) == ([{"a"}, {"b", "c"}], {"c": 1.0})
 
 
 def test_a_cascade_whose_dear_teacher_fails_is_taught_by_the_cheap_one() -> None:
