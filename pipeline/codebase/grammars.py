@@ -166,7 +166,9 @@ def load_grammar(module: str, function: str) -> Grammar:
         package = importlib.import_module(module)
         grammar: Grammar = tree_sitter.Language(getattr(package, function)())
     except ImportError as error:
-        raise DataError(f'{error.name} is not installed; run: pip install "tutelage[code]"') from None
+        raise DataError(
+            f'{error.name} is not installed; run: pip install "tutelage[code]", or set source.languages=[python]'
+        ) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f'{module} does not fit tree_sitter ({error}); run: pip install "tutelage[code]"') from None
     return grammar
