@@ -66,6 +66,35 @@ class Asked:
     covered: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
+def joined(parts: Sequence[Asked], rollouts: Sequence[Rollout]) -> Asked:
+    """What came of the parts of a step, in the order of its rollouts. baselines: the last part's."""
+    failures: dict[str, Counter[str]] = {}
+    judged: Counter[str] = Counter()
+    covered: dict[str, tuple[int, int]] = {}
+    for part in parts:
+        for teacher, counts in part.failures.items():
+            failures.setdefault(teacher, Counter()).update(counts)
+        for name, value in part.judged.items():
+            judged[name] += value  # type: ignore[assignment]
+        for teacher, (some, whole) in part.covered.items():
+            before = covered.get(teacher, (0, 0))
+            covered[teacher] = (before[0] + some, before[1] + whole)
+    place = {rollout.rollout_id: n for n, rollout in enumerate(rollouts)}
+    return Asked(
+        rows=tuple(row for part in parts for row in part.rows),
+        failures=_sorted(failures),
+        unanswered=sum(part.unanswered for part in parts),
+        baselines=parts[-1].baselines,
+        given=tuple(sorted((g for part in parts for g in part.given), key=lambda g: place[str(g["request_id"])])),
+        judged=dict(judged),
+        covered=covered,
+    )
+
+
+def _sorted(failures: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {teacher: dict(sorted(counts.items())) for teacher, counts in sorted(failures.items())}
+
+
 # ---- a rollout as a request ----
 
 
@@ -132,7 +161,8 @@ def rows_of(
     baselines: Baselines,
     gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> Asked:
-    """Joins what the teachers said to the rollouts that they said it of. gather: as for `judgments.judge`."""
+    """Joins what the teachers said to the rollouts that they said it of. settled: of these rollouts. gather: as for
+    `judgments.judge`."""
     failures: dict[str, Counter[str]] = {}
     scores: dict[str, list[Score]] = {rollout.rollout_id: [] for rollout in rollouts}
     judgments: dict[str, list[tuple[str, float, Judgment]]] = {}
@@ -154,12 +184,12 @@ def rows_of(
     judged: Judged = judge(rollouts, judgments, asking.judged, baselines, asking.lm, gather)
     for rollout_id, grades in judged.scores.items():
         scores[rollout_id] += grades
-    if asking.anchor is not None:
+    if asking.anchor is not None and rollouts:
         _add_anchor(asking.anchor, {name: found.request for name, found in settled.items()}, scores, failures)
     rows = [Row(rollout, tuple(scores[rollout.rollout_id])) for rollout in rollouts]
     return Asked(
         rows=(*rows, *judged.rows),
-        failures={teacher: dict(sorted(counts.items())) for teacher, counts in sorted(failures.items())},
+        failures=_sorted(failures),
         unanswered=sum(not found.shares for found in settled.values()),
         baselines=judged.baselines,
         given=tuple(_given(settled[rollout.rollout_id]) for rollout in rollouts),

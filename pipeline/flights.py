@@ -22,6 +22,7 @@ from teachers.exchange import Exchange, Settled
 from teachers.types import TeacherFailure
 
 if TYPE_CHECKING:
+    from pipeline.early import Early
     from pipeline.loop import Loop
 
 _ENDS = {
@@ -127,11 +128,12 @@ def _asker(loop: Loop, exchange: Exchange, step: int) -> Callable[[Sequence[Roll
 
 
 def settle(
-    loop: Loop, flight: Flight, *, rest: float = REST, told_every: float = TOLD_EVERY
+    loop: Loop, flight: Flight, early: Early | None = None, *, rest: float = REST, told_every: float = TOLD_EVERY
 ) -> tuple[dict[str, Settled], float]:
     """Everything that was said of a step, and the seconds of waiting. What failed is recorded, so that it stays so.
 
-    rest: seconds before a step that too few teachers answered is asked about again, where the recipe wants that.
+    early: what trains before all is said. rest: seconds before a step that too few teachers answered is asked about
+    again, where the recipe wants that.
     told_every: seconds between the lines that say how it goes.
     Raises RunError where fewer rows than the quorum were answered, or none, and the recipe says to stop.
     """
@@ -141,6 +143,10 @@ def settle(
     waited = 0.0
     while True:
         with _telling(loop, flight.step, told_every):
+            if early is not None:
+                early.begin()
+                for part in early.parts:
+                    early.add(part, exchange.settle([rollout.rollout_id for rollout in part]))
             settled = exchange.settle()
         waited += exchange.waited
         _refuse(loop, flight.step, settled)

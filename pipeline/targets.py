@@ -7,7 +7,7 @@ matter into how many forwards, or over how many processes, the rows are cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
@@ -73,8 +73,10 @@ class Row:
 
 
 class Count(NamedTuple):
-    rows: int
-    tokens: Fraction  # exact, so that the order of summing does not matter
+    """Exact, so that the order of summing does not matter."""
+
+    rows: Fraction
+    tokens: Fraction
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,19 @@ class Normaliser:
     def weight(self, row: Row) -> float:
         """The weight of each scored token of `row`."""
         rows, tokens = self.counts[row.kind]
-        return 1.0 / (rows * row.scored) if self.average == "trajectory" else float(1 / tokens)
+        return float(1 / (rows * row.scored) if self.average == "trajectory" else 1 / tokens)
+
+    def over(self, other: Normaliser) -> Fraction:
+        """What the weights of rollouts by this one have to be multiplied by to be those by `other`, which has fewer."""
+        mine, its = self.counts.get("rollout"), other.counts.get("rollout")
+        if mine is None or its is None:
+            return Fraction(1)
+        return mine.rows / its.rows if self.average == "trajectory" else mine.tokens / its.tokens
+
+    def divided_by(self, factor: Fraction) -> Normaliser:
+        """One whose weights are this one's divided by `factor`."""
+        counts = {kind: Count(count.rows * factor, count.tokens * factor) for kind, count in self.counts.items()}
+        return Normaliser(self.average, counts)
 
     @staticmethod
     def merge(parts: Sequence[Normaliser]) -> Normaliser:
@@ -99,7 +113,7 @@ class Normaliser:
         counts: dict[RowKind, Count] = {}
         for part in parts:
             for kind, more in part.counts.items():
-                so_far = counts.get(kind, Count(0, Fraction(0)))
+                so_far = counts.get(kind, Count(Fraction(0), Fraction(0)))
                 counts[kind] = Count(so_far.rows + more.rows, so_far.tokens + more.tokens)
         return Normaliser(parts[0].average, counts)
 
@@ -110,11 +124,19 @@ def normaliser(rows: Sequence[Row], average: Average) -> Normaliser:
     for row in rows:
         if row.taught:
             lengths.setdefault(row.kind, {}).setdefault(row.rollout.rollout_id, []).append(row.scored)
-    counts = {
-        kind: Count(len(each), sum((Fraction(sum(of_one), len(of_one)) for of_one in each.values()), Fraction(0)))
-        for kind, each in lengths.items()
-    }
+    counts = {kind: Count(Fraction(len(each)), _tokens(each.values())) for kind, each in lengths.items()}
     return Normaliser(average, counts)
+
+
+def _tokens(lengths: Iterable[Sequence[int]]) -> Fraction:
+    """Of rollouts, by the lengths of each one's rows."""
+    return sum((Fraction(sum(of_one), len(of_one)) for of_one in lengths), Fraction(0))
+
+
+def presumed(rollouts: Sequence[Rollout], average: Average) -> Normaliser:
+    """Of a step in which somebody answers about each of its rollouts."""
+    scored = [count for rollout in rollouts if (count := sum(rollout.trainable))]
+    return Normaliser(average, {"rollout": Count(Fraction(len(scored)), Fraction(sum(scored)))} if scored else {})
 
 
 def group_rows(rows: Sequence[Row], tokens_per_forward: int) -> list[list[Row]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from math import ceil
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 
 from pipeline import checkpoint as checkpoints
 from pipeline import manifest
-from pipeline.asking import Asked, rows_of
+from pipeline.asking import Asked, joined, rows_of
 from pipeline.checkers import check
+from pipeline.early import Early, accumulate, early_of
 from pipeline.errors import RunError
 from pipeline.evaluate import answer_text
 from pipeline.files import append_line
@@ -28,7 +30,6 @@ from pipeline.loop import Loop, State
 from pipeline.metrics import (
     Sums,
     all_finite,
-    collect,
     describe,
     describe_coverage,
     describe_judged,
@@ -38,9 +39,9 @@ from pipeline.metrics import (
 )
 from pipeline.mixing import MixState, draw, observe
 from pipeline.optim import learning_rate, set_learning_rate
-from pipeline.student import load_trainable_state, trainable_state
+from pipeline.student import Student, load_trainable_state, trainable_state
 from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser
-from pipeline.types import Prompt, Rollout, StepOutput, TrainingBatch
+from pipeline.types import Prompt, Rollout, TrainingBatch
 from pipeline.writers import REFERENCE, reference_rollout
 
 
@@ -86,23 +87,25 @@ def advance(loop: Loop, state: State, flights: Flights) -> State:
     """One step: from `state` to the next, with its line of metrics written. flights: those under way, kept here."""
     clock = Clock()
     step = state.step + 1
-    torch.manual_seed(_step_seed(loop.seed, step, loop.world.rank))  # dropout, if there is any
     with clock.phase("rollout"):
         state = take_off(loop, state, flights)
     flight = flights.pop(step)
+    early = early_of(loop, flight, state.baselines)
     with clock.phase("teachers"):
-        asked, waited = _asked(loop, flight, state.baselines)
+        asked, waited = _asked(loop, flight, early)
         rows = [*asked.rows, *_references(loop, flight.mine)]
-    clock.seconds["waiting"] = waited
+    clock.seconds |= {"waiting": waited, "early": early.seconds}
+    clock.seconds["teachers"] -= early.seconds
     failures = _merge_failures(loop.world.gather(asked.failures))
-    if not any(loop.world.gather(any(row.taught for row in rows))):
+    if not any(loop.world.gather(early.taught or any(row.taught for row in rows))):
         raise RunError(
             f"step {step}: no row was taught ({failures or 'every answer is empty'}); see what the teachers need"
         )
     with clock.phase("update"):
         rate = learning_rate(state.step, loop.training, _spent(loop, state))
-        sums, grad_norm = update(loop, rows, step, rate)
+        sums, grad_norm = update(loop, rows, step, rate, early)
         loop.averages.update()
+    clock.seconds["update"] += early.seconds
     line = {
         "step": step,
         **describe(sums),
@@ -146,12 +149,17 @@ def take_off(loop: Loop, state: State, flights: Flights) -> State:
     return state
 
 
-def _asked(loop: Loop, flight: Flight, baselines: Baselines) -> tuple[Asked, float]:
-    """What the teachers made of this process's rollouts, and the seconds of waiting for them."""
+def _asked(loop: Loop, flight: Flight, early: Early) -> tuple[Asked, float]:
+    """What the teachers made of this process's rollouts, with the rows that have still to train, and the seconds of
+    waiting for them."""
     if loop.asking is None:
+        early.begin()
         return Asked(tuple(Row(rollout, supervised=1.0) for rollout in flight.mine)), 0.0
-    settled, waited = settle(loop, flight)
-    return rows_of(loop.asking, flight.mine, settled, baselines, loop.world.gather), waited
+    settled, waited = settle(loop, flight, early)
+    late = [rollout for rollout in flight.mine if rollout.rollout_id not in early.ids]
+    of_late = {rollout.rollout_id: settled[rollout.rollout_id] for rollout in late}
+    rest = rows_of(loop.asking, late, of_late, early.baselines, loop.world.gather)
+    return joined([*early.asked, rest], flight.mine), waited
 
 
 def draw_prompts(loop: Loop, mix: MixState) -> tuple[tuple[Prompt, ...], MixState]:
@@ -160,20 +168,22 @@ def draw_prompts(loop: Loop, mix: MixState) -> tuple[tuple[Prompt, ...], MixStat
     return draw(mix, loop.prompts, weights, mixing=loop.data.mixing, count=count, seed=loop.seed)
 
 
-def update(loop: Loop, rows: Sequence[Row], step: int, rate: float) -> tuple[Sums, float]:
+def update(loop: Loop, rows: Sequence[Row], step: int, rate: float, early: Early) -> tuple[Sums, float]:
     """Forwards, backwards, clipping, one optimizer step at `rate`. Returns the sums of all processes and the gradient's
-    norm before clipping. Raises RunError, before any weight has changed, where a number is not finite."""
-    batches = cut_into_batches(loop, rows)
-    sums = Sums()
-    loop.model.train()
-    loop.optimizer.zero_grad(set_to_none=True)
+    norm before clipping. Raises RunError, before any weight has changed, where a number is not finite.
+
+    early: the gradient so far, its weights too small by one factor where some of its rollouts, or of those in `rows`,
+    were answered by nobody. The rest gets weights that are too small by the same, and then all is made larger.
+    """
+    own = Normaliser.merge([*early.counted, normaliser(rows, loop.average)])
+    norm = Normaliser.merge(loop.world.gather(own))
+    factor = early.norm.over(norm) if early.parts else Fraction(1)
+    batches = cut_into_batches(loop, rows, norm.divided_by(factor))
+    sums = early.sums
     for index, batch in enumerate(batches):
-        last = index == len(batches) - 1
-        with nullcontext() if last else loop.accelerator.no_sync(loop.model):
-            output: StepOutput = loop.model(batch)
-            # DDP averages over processes; the weights are normalised over all of them, so the sum is wanted.
-            loop.accelerator.backward(output.loss * loop.world.size)
-        collect(sums, batch, output)
+        accumulate(loop, batch, sums, last=index == len(batches) - 1)
+    if factor != 1:
+        enlarge(loop.student, sums, float(factor))
     grad_norm = float(loop.accelerator.clip_grad_norm_(loop.student.parameters(), loop.training.clip_norm))
     whole = merge(loop.world.gather(sums))
     if not all_finite({"loss": whole.total["loss"], "grad_norm": grad_norm}):
@@ -183,18 +193,25 @@ def update(loop: Loop, rows: Sequence[Row], step: int, rate: float) -> tuple[Sum
         )
     set_learning_rate(loop.optimizer, rate)
     loop.optimizer.step()
-    loop.model.eval()
     return whole, grad_norm
 
 
-def cut_into_batches(loop: Loop, rows: Sequence[Row]) -> list[TrainingBatch]:
+def cut_into_batches(loop: Loop, rows: Sequence[Row], norm: Normaliser) -> list[TrainingBatch]:
     """This process's forwards: as many as the process with the most has, the missing ones empty."""
-    norm = Normaliser.merge(loop.world.gather(normaliser(rows, loop.average)))
     groups = group_rows(rows, loop.training.tokens_per_forward)
     most = max(1, *loop.world.gather(len(groups)))
     groups += [[] for _ in range(most - len(groups))]
     device = loop.accelerator.device
     return [build_batch(group, norm, temperature=loop.temperature, device=device) for group in groups]
+
+
+def enlarge(student: Student, sums: Sums, factor: float) -> None:
+    """The whole gradient and the loss, all their weights multiplied by `factor`."""
+    for parameter in student.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
+    for name in ("loss", "nll"):
+        sums.total[name] *= factor
 
 
 def save_state(loop: Loop, state: State) -> None:
@@ -310,7 +327,3 @@ def _merge_failures(parts: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[st
                 reasons = merged.setdefault(teacher, {})
                 reasons[reason] = reasons.get(reason, 0) + count
     return merged
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 1_009 + rank

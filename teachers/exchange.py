@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teachers.plan import Plan, Result, before, final_shares, next_teachers
 from teachers.types import Answer, Judgment, ScoreRequest, TeacherFailure
@@ -25,6 +26,15 @@ Question = tuple[str, ScoreRequest]  # whom, what
 Gather = Callable[[Any], list[Any]]
 
 
+class Arrival(NamedTuple):
+    """What a remote teacher said. rank: of the process that has the request."""
+
+    rank: int
+    request_id: str
+    teacher: str
+    result: Result
+
+
 @dataclass(frozen=True, eq=False)
 class Settled:
     """One request, answered by all who were asked. shares: of those who answered and teach; they sum to 1, or none."""
@@ -35,7 +45,7 @@ class Settled:
 
 
 class Exchange:
-    """One step's questions. `submit` each request as it is there, then `settle` once.
+    """One step's questions. `submit` each request as it is there, then `settle` some of them, and all in the end.
 
     known: failures of this step that were recorded before a restart: they stay failures, so that the step is the same.
     gather: a value of this process -> those of all, in rank order; given where several processes share the work, and
@@ -50,8 +60,9 @@ class Exchange:
         self._first: list[Question] = []  # for local teachers, whatever others say
         self._later: list[Question] = []  # for local teachers, since another has spoken or failed
         self._remote: list[Question] = []  # several processes: what the first one is to ask
-        self._under_way = 0
-        self._arrived: queue.SimpleQueue[tuple[str, str, Result]] = queue.SimpleQueue()
+        self._open: Counter[tuple[int, str]] = Counter()  # questions at remote teachers, by (rank, request id)
+        self._arrived: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._kept: list[Arrival] = []  # several processes: what came before it was waited for
         self.waited = 0.0  # seconds in which nothing was left to do but wait for remote teachers
 
     def submit(self, request: ScoreRequest) -> None:
@@ -65,25 +76,32 @@ class Exchange:
         while not self._arrived.empty():
             self._receive()
 
-    def settle(self) -> dict[str, Settled]:
-        """Waits until every request is settled. By request id."""
+    def settle(self, names: Collection[str] | None = None) -> dict[str, Settled]:
+        """Waits until these requests are settled, or all; others stay under way. By request id, in order.
+
+        Several processes call it equally often, each with its own names.
+        """
+        wanted = frozenset(self._requests if names is None else names)
         first, self._first = self._first, []
         self._score_locally(first)
         while True:
             if self._gather is not None:
-                self._ask_together(self._gather)
-            while self._under_way:
+                self._ask_together(self._gather, wanted)
+            while any(self._open[self._rank, name] for name in wanted):
                 start = time.perf_counter()
                 self._receive()
                 self.waited += time.perf_counter() - start
             # Only now, when nobody is waited for: what is here follows from what was said, not from when.
-            if not self._everyone_has(bool(self._later or self._remote)):
+            later = [question for question in self._later if question[1].request_id in wanted]
+            remote = any(question.request_id in wanted for _, question in self._remote)
+            if not self._everyone_has(bool(later or remote)):
                 break
-            later, self._later = self._later, []
+            self._later = [question for question in self._later if question[1].request_id not in wanted]
             self._score_locally(later)
         return {
             name: Settled(request, self._results[name], final_shares(self._plan, request, self._results[name]))
             for name, request in self._requests.items()
+            if name in wanted
         }
 
     def failures(self) -> dict[tuple[str, str], TeacherFailure]:
@@ -115,18 +133,25 @@ class Exchange:
         elif self._gather is not None:
             self._remote.append((name, question))
         else:
-            self._under_way += 1
-            self._pool.ask(name, question, partial(self._arrive, name, question.request_id))
+            self._send(self._rank, name, question)
 
-    def _arrive(self, name: str, request_id: str, result: Result) -> None:
+    def _send(self, rank: int, name: str, question: ScoreRequest) -> None:
+        self._open[rank, question.request_id] += 1
+        self._pool.ask(name, question, partial(self._arrive, rank, question.request_id, name))
+
+    def _arrive(self, rank: int, request_id: str, name: str, result: Result) -> None:
         """Called on the courier's thread."""
-        self._arrived.put((name, request_id, result))
+        self._arrived.put(Arrival(rank, request_id, name, result))
+
+    def _take(self) -> Arrival:
+        arrival = self._arrived.get()
+        self._open[arrival.rank, arrival.request_id] -= 1
+        self._pool.check()
+        return arrival
 
     def _receive(self) -> None:
-        name, request_id, result = self._arrived.get()
-        self._under_way -= 1
-        self._pool.check()
-        self._record(name, request_id, result)
+        arrival = self._take()
+        self._record(arrival.teacher, arrival.request_id, arrival.result)
 
     def _record(self, name: str, request_id: str, result: Result) -> None:
         self._results[request_id][name] = result
@@ -142,33 +167,32 @@ class Exchange:
             for request_id, result in self._pool.score(name, own) if own else ():
                 self._record(name, request_id, result)
 
-    def _ask_together(self, gather: Gather) -> None:
-        """The first process asks what all of them have to ask, and everybody takes its own answers."""
+    def _ask_together(self, gather: Gather, wanted: Collection[str]) -> None:
+        """The first process asks what all of them have to ask, and everybody takes the answers that it waits for."""
         mine, self._remote = self._remote, []
-        asked: list[list[Question]] = gather(mine)
+        everyones: list[tuple[list[Question], list[str]]] = gather((mine, sorted(wanted)))
         start = time.perf_counter()
-        answers = self._answers(asked) if self._rank == 0 else None
-        answered: list[list[Result]] = gather(answers or [])[0]
+        answers: list[list[Arrival]] = []
+        if self._rank == 0:
+            for rank, (questions, _) in enumerate(everyones):
+                for name, question in questions:
+                    self._send(rank, name, question)
+            answers = self._answers([names for _, names in everyones])
+        answered: list[list[Arrival]] = gather(answers)[0]
         self.waited += time.perf_counter() - start
-        for (name, request), result in zip(mine, answered[self._rank], strict=True):
-            self._record(name, request.request_id, result)
+        for arrival in answered[self._rank]:
+            self._record(arrival.teacher, arrival.request_id, arrival.result)
 
-    def _answers(self, asked: Sequence[Sequence[Question]]) -> list[list[Result]]:
-        """For each process its answers, in the order of its questions."""
-        arrived: queue.SimpleQueue[tuple[int, int, Result]] = queue.SimpleQueue()
-
-        def arrive(rank: int, place: int, result: Result) -> None:
-            arrived.put((rank, place, result))
-
-        for rank, questions in enumerate(asked):
-            for place, (name, request) in enumerate(questions):
-                self._pool.ask(name, request, partial(arrive, rank, place))
-        found: dict[tuple[int, int], Result] = {}
-        for _ in range(sum(map(len, asked))):
-            rank, place, result = arrived.get()
-            self._pool.check()
-            found[rank, place] = result
-        return [[found[rank, place] for place in range(len(questions))] for rank, questions in enumerate(asked)]
+    def _answers(self, wanted: Sequence[Sequence[str]]) -> list[list[Arrival]]:
+        """For each process the answers to its wanted requests, as they come to be; the others are kept."""
+        keys = {(rank, name) for rank, names in enumerate(wanted) for name in names}
+        while any(self._open[key] for key in keys):
+            self._kept.append(self._take())
+        while not self._arrived.empty():
+            self._kept.append(self._take())
+        ready = [arrival for arrival in self._kept if (arrival.rank, arrival.request_id) in keys]
+        self._kept = [arrival for arrival in self._kept if (arrival.rank, arrival.request_id) not in keys]
+        return [[arrival for arrival in ready if arrival.rank == rank] for rank in range(len(wanted))]
 
     def _everyone_has(self, work: bool) -> bool:
         return any(self._gather(work)) if self._gather is not None else work

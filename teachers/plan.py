@@ -128,6 +128,32 @@ class Plan:
     needs: Mapping[str, str] = field(default_factory=dict)
 
 
+def may_teach(plan: Plan, domain: str) -> frozenset[str]:
+    """All whose answer about a prompt of this domain may get a share: those routed to, and who stands in for them.
+
+    Raises TeacherError for a domain without a teacher.
+    """
+    found: set[str] = set()
+    for name in plan.routes.everyone(domain):
+        at: str | None = name
+        while at is not None and at not in found:
+            found.add(at)
+            at = plan.fallback.get(at)
+    return frozenset(found)
+
+
+def may_be_asked(plan: Plan, domain: str) -> frozenset[str]:
+    """The same, and those whose feedback one of them is shown. Raises TeacherError as `may_teach`."""
+    found: set[str] = set()
+    left = [*may_teach(plan, domain)]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += [other for other in (plan.needs.get(name), plan.fallback.get(name)) if other is not None]
+    return frozenset(found)
+
+
 def next_teachers(
     plan: Plan, request: ScoreRequest, asked: Collection[str], settled: Mapping[str, Result]
 ) -> tuple[str, ...]:

@@ -167,8 +167,80 @@ def test_nobody_left_to_ask_is_a_request_without_shares() -> None:
         exchange.submit(request("a"))
 
 
-def test_several_processes_ask_through_the_first() -> None:
-    """Two ranks in two threads: only the first has a courier, and each gets the answers to its own questions."""
+class Doors(Post):
+    """Each answer leaves when its door is opened, and at once where it is open already."""
+
+    def __init__(self, fails: Callable[[str, str], bool] = lambda *_: False) -> None:
+        super().__init__(fails=fails)
+        self.open: set[str] = set()
+
+    def ask(self, teacher: str, question: ScoreRequest, done: Callable[[Result], None]) -> None:
+        self.asked.append((teacher, question.request_id))
+        failed = self.fails(teacher, question.request_id)
+        result = TeacherFailure(teacher, "unavailable", True) if failed else Answer(Judgment(0.5, f"by {teacher}"))
+        with self.lock:
+            if question.request_id not in self.open:
+                self.held[question.request_id] = lambda: done(result)
+                return
+        done(result)
+
+    def let(self, *names: str) -> None:
+        with self.lock:
+            self.open.update(names)
+            leaving = [self.held.pop(name) for name in names if name in self.held]
+        for leave in leaving:
+            leave()
+
+
+def test_some_are_settled_while_others_are_still_waited_for() -> None:
+    """Those that were named and no other, whatever else has come; a local teacher scores those together."""
+    near = Local("near")
+    post = Doors(fails=lambda _, name: name != "c")
+    exchange = Exchange(pool(post, Remote("far"), near), Plan(Routes({}, {"far": 1.0}), fallback={"far": "near"}), {})
+    for name in ("a", "b", "c", "d"):
+        exchange.submit(request(name))
+    post.let("d", "b", "a")
+    assert list(exchange.settle(["b", "a"])) == ["a", "b"]
+    assert near.batches == [["a", "b"]]
+    post.let("c")
+    settled = exchange.settle()
+    assert {name: dict(found.shares) for name, found in settled.items()} == {
+        "a": {"near": 1.0}, "b": {"near": 1.0}, "c": {"far": 1.0}, "d": {"near": 1.0},
+    }  # fmt: skip
+    assert near.batches == [["a", "b"], ["d"]]
+    assert [name for _, name in post.asked] == ["a", "b", "c", "d"]
+
+
+def test_several_processes_settle_some_while_others_are_waited_for() -> None:
+    post, found = Doors(), {}
+    gathers = gathers_of_two()
+    waiting = threading.Barrier(3)
+
+    def process(rank: int, early: str, late: str) -> None:
+        teachers = pool(post if rank == 0 else None, Remote("far"))  # type: ignore[arg-type]
+        exchange = Exchange(teachers, Plan(Routes({}, {"far": 1.0})), {}, gather=gathers[rank], rank=rank)
+        for name in (late, early):
+            exchange.submit(request(name))
+        found[rank, "early"] = list(exchange.settle([early]))
+        waiting.wait(30)
+        found[rank, "late"] = list(exchange.settle())
+
+    post.let("early0", "early1", "late1")
+    threads = [threading.Thread(target=process, args=(n, f"early{n}", f"late{n}"), daemon=True) for n in (0, 1)]
+    for thread in threads:
+        thread.start()
+    waiting.wait(30)
+    assert found == {(0, "early"): ["early0"], (1, "early"): ["early1"]}
+    post.let("late0")
+    for thread in threads:
+        thread.join(timeout=30)
+    assert found[0, "late"] == ["late0", "early0"]
+    assert found[1, "late"] == ["late1", "early1"]
+    assert len(post.asked) == 4
+
+
+def gathers_of_two() -> list[Callable[[Any], list[Any]]]:
+    """`gather` of two ranks in two threads."""
     mail: list[SimpleQueue[Any]] = [SimpleQueue(), SimpleQueue()]
     barrier = threading.Barrier(2)
 
@@ -183,13 +255,19 @@ def test_several_processes_ask_through_the_first() -> None:
 
         return gather
 
+    return [gather_of(0), gather_of(1)]
+
+
+def test_several_processes_ask_through_the_first() -> None:
+    """Two ranks in two threads: only the first has a courier, and each gets the answers to its own questions."""
+    gathers = gathers_of_two()
     post = Post(fails=lambda teacher, name: name == "b1")
     found: dict[int, Any] = {}
 
     def process(rank: int, names: Sequence[str], local: Local) -> None:
         teachers = pool(post if rank == 0 else None, Remote("far"), local)  # type: ignore[arg-type]
         plan = Plan(Routes({}, {"far": 1.0}), fallback={"far": "near"})
-        exchange = Exchange(teachers, plan, {}, gather=gather_of(rank), rank=rank)
+        exchange = Exchange(teachers, plan, {}, gather=gathers[rank], rank=rank)
         for name in names:
             exchange.submit(request(name))
         found[rank] = exchange.settle()
