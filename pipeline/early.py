@@ -109,13 +109,15 @@ def early_parts(
             judged.append(rollout)
         else:
             (far if remote else near).append(Row(rollout, supervised=1.0))  # as if it were taught
-    groups = [*group_rows(near, tokens_per_forward), *group_rows(far, tokens_per_forward)]
+    # Short ones were finished, and asked about, first; what is long may be too large for the machine, and fails at once
+    # only among those that nobody is waited for.
+    groups = [*group_rows(near, tokens_per_forward), *reversed(group_rows(far, tokens_per_forward))]
     parts: list[Sequence[Rollout]] = [[row.rollout for row in group] for group in groups]
-    return [*parts, *(_whole_prompts(judged, tokens_per_forward) if graded else ())]
+    return [*parts, *(reversed(_whole_prompts(judged, tokens_per_forward)) if graded else ())]
 
 
 def _whole_prompts(rollouts: Sequence[Rollout], tokens_per_forward: int) -> list[list[Rollout]]:
-    """All samples of a prompt in one part, the longest first; more than one prompt only where they fit in a forward."""
+    """All samples of a prompt in one part, the longest parts first; several prompts only where they fit in one."""
     samples: dict[str, list[Rollout]] = {}
     for rollout in sorted(rollouts, key=lambda rollout: rollout.rollout_id):
         samples.setdefault(rollout.prompt.prompt_id, []).append(rollout)

@@ -213,6 +213,9 @@ def test_who_trains_early_and_in_what_order(tmp_path: Path) -> None:
     assert without == parts[: names.index("walking")]
     assert all(_padded(part) <= 200 for part in parts)
     assert any(len(part) > 2 for part in parts)
+    for domain in ("sorting", "walking"):  # who was finished first is waited for first
+        widths = [_width(part) for part, name in zip(parts, names, strict=True) if name == domain]
+        assert widths == sorted(widths)
     assert sorted(_names(parts)) == sorted(rollout.rollout_id for rollout in rollouts)
     for part in parts[len(without) :]:
         prompts = {rollout.prompt.prompt_id for rollout in part}
@@ -239,4 +242,8 @@ def _names(parts: Sequence[Sequence[Rollout]]) -> list[str]:
 
 
 def _padded(part: Sequence[Rollout]) -> int:
-    return len(part) * max(len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout in part)
+    return len(part) * _width(part)
+
+
+def _width(part: Sequence[Rollout]) -> int:
+    return max(len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout in part)
