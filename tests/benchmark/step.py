@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END, PAD = "<|end|>", "<|pad|>"
-CONTEXT = 256
+CONTEXT = 512
 HELD_OUT = 4
 
 
