@@ -84,6 +84,8 @@ class Exchange:
         wanted = frozenset(self._requests if names is None else names)
         first, self._first = self._first, []
         self._score_locally(first)
+        while not self._arrived.empty():  # who is asked next is asked at once, whoever is waited for
+            self._receive()
         while True:
             if self._gather is not None:
                 self._ask_together(self._gather, wanted)

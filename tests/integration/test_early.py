@@ -152,7 +152,7 @@ def test_the_bits_do_not_hang_on_when_answers_come(tmp_path: Path, monkeypatch: 
         for name in SAME:
             assert (other / name).read_bytes() == (at_once / name).read_bytes(), (other.name, name)
     timings = [line["seconds"] for line in read_lines(late / "timings.jsonl")]
-    assert all(seconds["early"] > 0 and seconds["waiting"] > 0 for seconds in timings)
+    assert all(seconds["early"] > 0 and seconds["waiting"] >= 0 for seconds in timings)
 
 
 def test_nothing_has_changed_where_too_few_answer_and_a_second_asking_leaves_no_trace(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -209,6 +209,18 @@ def test_some_are_settled_while_others_are_still_waited_for() -> None:
     }  # fmt: skip
     assert near.batches == [["a", "b"], ["d"]]
     assert [name for _, name in post.asked] == ["a", "b", "c", "d"]
+
+
+def test_who_is_asked_next_is_asked_while_others_train() -> None:
+    """A fallback's question goes out when the first teacher has failed, whoever is waited for."""
+    near, post = Local("near"), Doors(fails=lambda teacher, name: teacher == "far")
+    routes = Routes({"near": {"near": 1.0}}, {"far": 1.0})
+    exchange = Exchange(pool(post, Remote("far"), Remote("dear"), near), Plan(routes, fallback={"far": "dear"}), {})
+    exchange.submit(request("b"))
+    exchange.submit(replace(request("a"), domain="near"))
+    post.let("b")
+    assert list(exchange.settle(["a"])) == ["a"]
+    assert ("dear", "b") in post.asked
 
 
 def test_several_processes_settle_some_while_others_are_waited_for() -> None:
