@@ -306,6 +306,23 @@ def test_two_processes_average_and_one_may_be_empty(tmp_path: Path) -> None:
 # ---- state and export ----
 
 
+def test_products_in_bfloat16_come_in_few_shapes(folders: dict[str, str]) -> None:
+    """On a CPU each new shape is compiled and kept. In float32 nothing is added to the rows."""
+    student = student_of(folders["qwen3"], "full")
+    widths: set[int] = set()
+    body = student.lm.model.get_decoder()
+    body.register_forward_pre_hook(lambda _, __, given: widths.add(given["input_ids"].shape[1]), with_kwargs=True)
+    batches = [batch_of([(answer, answer), (2, 3)]) for answer in range(4, 20)]
+    for batch in batches:
+        student(batch)
+    assert widths == {2 * answer for answer in range(4, 20)}
+    widths.clear()
+    for batch in batches:
+        with torch.autocast("cpu", torch.bfloat16):
+            student(batch)
+    assert widths == {16, 32, 48}
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
 def test_state_comes_back_bit_by_bit(architecture: Architecture, mode: str, folders: dict[str, str]) -> None:
