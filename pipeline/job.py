@@ -199,7 +199,7 @@ def _code_reader(job: Job, model_path: str) -> Reader | None:
     return Reader(
         own=recipe.source,
         shelf=_shelf(job),
-        count=lru_cache(COUNTED)(lambda text: len(tokenizer.encode(text, add_special_tokens=False))),
+        count=lru_cache(COUNTED)(lambda text: len(tokenizer.encode(text, add_special_tokens=False, verbose=False))),
         prompt_tokens=recipe.data.max_prompt_tokens,
         fim=fim_of(tokenizer),
         bench=Bench(results_file(), job.display),
