@@ -119,6 +119,8 @@ def explain(code: Code, links: Links, place: Place, room: Room) -> Example | Non
     callers = links.callers.get(here, ())
     if others != [here] or not 0 < len(callers) <= MOST_CALLERS:
         return None  # by its name alone nobody could say which one a call means
+    if any(code.files[ref.file].path in room.withheld for ref in callers):
+        return None  # the whole list would tell of them, and any other would be wrong
     reference = "\n".join(sorted({f"{code.files[ref.file].path}: {links.symbol(ref).path}" for ref in callers}))
     documented = max(symbol.head.end, symbol.docstring.end if symbol.docstring else 0)
     first = min(symbol.whole.start, symbol.docstring.start if symbol.docstring else symbol.whole.start)
