@@ -20,7 +20,7 @@ from pipeline.codebase.links import Links, Ref, outline
 from pipeline.codebase.types import Code, Place, Room, SourceFile, Span, Symbol
 
 MOST_PIECES = 48  # looked at for one place; budgets end long before
-LEAST_TELLING = 40  # characters without blanks: a shorter text stands in many places by chance
+LEAST_TELLING = 24  # characters without blanks: a shorter text stands in many places by chance
 _LONG_TOKEN = 8  # characters; a text with more for each token that is left surely has too many, and is not counted
 _CLOSE_ENOUGH = 0.97  # of the budget: then the search for the best line to cut at ends
 _MOST_TRIES = 10
