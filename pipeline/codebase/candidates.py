@@ -45,9 +45,10 @@ def documents(file: SourceFile, number: int, room: Room) -> Iterator[Place]:
 
 
 def lines(file: SourceFile, number: int, room: Room) -> Iterator[Place]:
-    """One place in each line that has code: from behind one of its tokens to its end."""
+    """One place in each line that has code: from behind one of its tokens to its end. Not in tests, whose lines are
+    mostly what was expected of one input."""
     del room
-    if file.language is None:
+    if file.language is None or file.is_test:
         return
     text = file.text
     starts = [0, *(match.end() for match in re.finditer("\n", text))]
@@ -182,8 +183,9 @@ def _functions(file: SourceFile) -> Iterator[tuple[int, Symbol]]:
 
 
 def gaps(file: SourceFile, number: int, room: Room) -> Iterator[Place]:
-    """Runs of one to three statements that follow each other, but no imports and no documentation."""
-    if room.fim is None:
+    """Runs of one to three statements that follow each other, but no imports and no documentation.
+    Not in tests."""
+    if room.fim is None or file.is_test:
         return
     found = outline(file)
     symbols = Enclosing(found.symbols)
