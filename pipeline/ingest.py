@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.codebase.source import Opened, Shelf, cache_file, open_codebase
+from pipeline.codebase.source import Opened, Shelf, cache_file, open_codebase, withheld
 from pipeline.codebase.summary import Summary, summary
 from pipeline.codebase.tasks import TASKS, example, places
 from pipeline.codebase.types import Example, FillInTheMiddle, Place, Room, TaskName
@@ -121,7 +122,8 @@ def _counted(found: Sequence[Place]) -> str:
 
 
 def _examples(opened: Opened, task: TaskName, found: Sequence[Place], count: int) -> list[Example]:
-    made = (example(task, opened.code, opened.links, place, ROOM) for place in found)
+    room = replace(ROOM, withheld=withheld(opened.split))
+    made = (example(task, opened.code, opened.links, place, room) for place in found)
     chosen: list[Example] = []
     for each in made:
         if len(chosen) == count:

@@ -7,14 +7,16 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
-from pipeline.codebase.context import squeezed
+from pipeline.codebase.context import LEAST_TELLING, squeezed
 from pipeline.codebase.documents import stretches
 from pipeline.codebase.lexis import comments_and_strings
 from pipeline.codebase.links import BUILT_IN, outline
 from pipeline.codebase.types import Place, Room, SourceFile, Span, Symbol
 
-LEAST_BODY = 24  # characters without blanks; shorter ones are `pass`, `return self.x` and other trifles
-LEAST_DOCUMENTATION = 16
+# Characters without blanks. Shorter bodies are `pass`, `return self.x` and other trifles; and of what is at least this
+# long it is seen whether a prompt tells it.
+LEAST_BODY = LEAST_TELLING
+LEAST_DOCUMENTATION = LEAST_TELLING
 LEAST_MIDDLE = 12
 LEAST_REST = 3
 LEAST_NAME = 4  # of what is explained: shorter ones are the name of everything
@@ -25,6 +27,7 @@ CHARACTERS_PER_TOKEN = 8  # more than any code has: a body longer than this many
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _WORD = re.compile(r"\w")
 _BLANKS = re.compile(r"\s*")
+_DOCUMENTING = re.compile(r"[rRuU]?(?:\"{3}|'{3})")  # of a module or an attribute: no symbol has it
 
 
 def chance(*parts: str) -> int:
@@ -42,21 +45,23 @@ def documents(file: SourceFile, number: int, room: Room) -> Iterator[Place]:
 
 
 def lines(file: SourceFile, number: int, room: Room) -> Iterator[Place]:
-    """One place in each line that has code: from behind one of its tokens to its end."""
+    """One place in each line that has code: from behind one of its tokens to its end. Not in tests, whose lines are
+    mostly what was expected of one input."""
     del room
-    if file.language is None:
+    if file.language is None or file.is_test:
         return
     text = file.text
     starts = [0, *(match.end() for match in re.finditer("\n", text))]
-    closed, code_ends = _not_code(file, starts)
+    closed = _not_code(file, starts)
     imports = {at for each in outline(file).imports for at in _lines_of(each.span, starts)}
     symbols = Enclosing(outline(file).symbols)
     for line, start in enumerate(starts):
         if line in closed:
             continue
         end = starts[line + 1] - 1 if line + 1 < len(starts) else len(text)
-        ends = [match.end() for match in _TOKEN.finditer(text, start, code_ends.get(line, end))]
-        ends = [at for at in ends if len(text[at:end].strip()) >= LEAST_REST and _WORD.search(text, at, end)]
+        ends = [match.end() for match in _TOKEN.finditer(text, start, end)]
+        while ends and not (len(text[ends[-1] : end].strip()) >= LEAST_REST and _WORD.search(text, ends[-1], end)):
+            ends.pop()  # the further on, the less is left
         if not ends:
             continue
         drawn = chance("line", file.path, text[max(0, start - 80) : end])
@@ -66,24 +71,19 @@ def lines(file: SourceFile, number: int, room: Room) -> Iterator[Place]:
         yield Place(number, Span(at, end), symbols.at(at))
 
 
-def _not_code(file: SourceFile, starts: Sequence[int]) -> tuple[set[int], dict[int, int]]:
-    """Lines that a longer text touches, or that are a text alone; for others, where a comment ends the code."""
+def _not_code(file: SourceFile, starts: Sequence[int]) -> set[int]:
+    """Lines that a longer text touches, that are a text alone, or that a comment ends: nobody can know what it says,
+    and the code alone would not be the line."""
     assert file.language is not None
     text = file.text
     closed: set[int] = set()
-    code_ends: dict[int, int] = {}
     for span, is_comment in comments_and_strings(text, file.language):
         first, *more = _lines_of(span, starts)
         alone = not text[starts[first] : span.start].strip()
-        if more:
+        behind = text[span.end : text.find("\n", span.end) + 1 or len(text)]
+        if more or is_comment or (alone and not behind.strip(" \t\n,;)")):
             closed.update([first, *more])
-        elif is_comment and alone:
-            closed.add(first)
-        elif is_comment:
-            code_ends.setdefault(first, span.start)
-        elif alone and not text[span.end : text.find("\n", span.end) + 1 or len(text)].strip(" \t\n,;)"):
-            closed.add(first)
-    return closed, code_ends
+    return closed
 
 
 def _lines_of(span: Span, starts: Sequence[int]) -> range:
@@ -183,13 +183,16 @@ def _functions(file: SourceFile) -> Iterator[tuple[int, Symbol]]:
 
 
 def gaps(file: SourceFile, number: int, room: Room) -> Iterator[Place]:
-    """Runs of one to three statements that follow each other, but no imports and no documentation."""
-    if room.fim is None:
+    """Runs of one to three statements that follow each other, but no imports and no documentation.
+    Not in tests."""
+    if room.fim is None or file.is_test:
         return
     found = outline(file)
     symbols = Enclosing(found.symbols)
     apart = {each.span for each in found.imports} | {each.docstring for each in found.symbols if each.docstring}
-    statements = [span for span in found.statements if span not in apart]
+    statements = [
+        span for span in found.statements if span not in apart and not _DOCUMENTING.match(file.text, span.start)
+    ]
     at = {span.start: span for span in reversed(statements)}  # of those that begin together the outermost
     for span in statements:
         long = 1 + chance("siblings", file.path, _cut(file.text, span)) % MOST_SIBLINGS

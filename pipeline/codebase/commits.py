@@ -24,7 +24,7 @@ a new one, `xxx path` for one that goes), for each place in it `@@`, then its li
 before what goes, `+` before what comes, and enough of what stays for the place to be found."""
 
 # Who signed and reviewed is nobody's task to guess, and their addresses nobody's to learn.
-_TRAILER = re.compile(r"^(?:[A-Z][a-z]+(?:-[a-z]+)*-by|Change-Id|Cc|CC): .*\n?", re.MULTILINE)
+_TRAILER = re.compile(r"^(?:[a-z]+(?:-[a-z]+)*-by|change-id|cc):.*\n?", re.MULTILINE | re.IGNORECASE)
 _LANGUAGES: dict[str, Language] = {
     ".py": "python", ".js": "javascript", ".jsx": "javascript", ".ts": "typescript", ".tsx": "typescript", ".go": "go",
     ".rs": "rust", ".java": "java", ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp", ".hpp": "cpp",

@@ -20,7 +20,7 @@ from pipeline.codebase.links import Links, Ref, outline
 from pipeline.codebase.types import Code, Place, Room, SourceFile, Span, Symbol
 
 MOST_PIECES = 48  # looked at for one place; budgets end long before
-LEAST_TELLING = 40  # characters without blanks: a shorter text stands in many places by chance
+LEAST_TELLING = 24  # characters without blanks: a shorter text stands in many places by chance
 _LONG_TOKEN = 8  # characters; a text with more for each token that is left surely has too many, and is not counted
 _CLOSE_ENOUGH = 0.97  # of the budget: then the search for the best line to cut at ends
 _MOST_TRIES = 10
@@ -65,7 +65,7 @@ def pack(code: Code, links: Links, place: Place, room: Room, window: Window | No
     if bare > room.prompt:
         return None
     spare = min(room.retrieved, room.prompt - bare)
-    packed = replace(least, retrieved=_retrieve(code, links, place, spare, room.count, window.answer))
+    packed = replace(least, retrieved=_retrieve(code, links, place, room, spare, window.answer))
 
     # Behind the place comes a third of what is left; then all that is before it; then what that left over.
     def fits(tried: Packed) -> int:
@@ -194,14 +194,15 @@ class _Piece(NamedTuple):
     whole: str
 
 
-def _retrieve(code: Code, links: Links, place: Place, budget: int, count: Callable[[str], int], answer: str) -> str:
+def _retrieve(code: Code, links: Links, place: Place, room: Room, budget: int, answer: str) -> str:
     """Pieces within the budget, the nearest last. Heads with their documentation for all, then whole bodies."""
     if budget <= 0:
         return ""
+    count = room.count
     left = budget
     chosen: dict[int, str] = {}
     costs: dict[int, int] = {}
-    pieces = list(islice(_pieces(code, links, place, answer), MOST_PIECES))
+    pieces = list(islice(_pieces(code, links, place, room.withheld, answer), MOST_PIECES))
     for number, piece in enumerate(pieces):
         for form in dict.fromkeys((piece.head, piece.short)):
             if form and len(form) <= left * _LONG_TOKEN and (cost := count(form)) <= left:
@@ -212,8 +213,8 @@ def _retrieve(code: Code, links: Links, place: Place, budget: int, count: Callab
             break
     for number in list(chosen):
         whole = pieces[number].whole
-        room = left + costs[number]
-        if whole and whole != chosen[number] and len(whole) <= room * _LONG_TOKEN and (cost := count(whole)) <= room:
+        most = left + costs[number]
+        if whole and whole != chosen[number] and len(whole) <= most * _LONG_TOKEN and (cost := count(whole)) <= most:
             chosen[number] = whole
             left -= cost - costs[number]
     retrieved = "".join(chosen[number] for number in sorted(chosen, reverse=True))
@@ -229,13 +230,14 @@ def _without_farthest(retrieved: str) -> str:
     return retrieved.partition(_BETWEEN)[2]
 
 
-def _pieces(code: Code, links: Links, place: Place, answer: str) -> Iterator[_Piece]:
-    """Nearest first, without repetition, and without what would give the answer away."""
+def _pieces(code: Code, links: Links, place: Place, withheld: frozenset[str], answer: str) -> Iterator[_Piece]:
+    """Nearest first, without repetition, without what is withheld and what would give the answer away."""
     own = _own(code, place)
     wanted = squeezed(answer)
     for ref in _near(code, links, place):
-        if ref.file != place.file and not _is_copy(links.symbol(ref), own):
-            piece = _piece(code.files[ref.file], links.symbol(ref))
+        file = code.files[ref.file]
+        if ref.file != place.file and file.path not in withheld and not _is_copy(links.symbol(ref), own):
+            piece = _piece(file, links.symbol(ref))
             forms = [form if not _holds(form, wanted) else "" for form in piece]
             if any(forms):
                 yield _Piece(*forms)

@@ -39,7 +39,7 @@ def line(code: Code, links: Links, place: Place, room: Room) -> Example | None:
 
     start = place.span.start
     must = file.text.rfind("\n", 0, start) + 1
-    return _within_file(code, links, place, room, _Way(start, must, None, asked))
+    return _unless_told(_within_file(code, links, place, room, _Way(start, must, None, asked)))
 
 
 def body(code: Code, links: Links, place: Place, room: Room) -> Example | None:
@@ -57,8 +57,9 @@ def body(code: Code, links: Links, place: Place, room: Room) -> Example | None:
 def fill(code: Code, links: Links, place: Place, room: Room) -> Example | None:
     """The middle of a file in the student's own format, which is a raw text whether or not it chats."""
     file, fim = code.files[place.file], room.fim
-    if fim is None or any(token and token in file.text for token in (fim.prefix, fim.suffix, fim.middle)):
+    if fim is None:
         return None
+    marks = [token for token in (fim.prefix, fim.suffix, fim.middle) if token]
 
     def asked(packed: Packed) -> Asked:
         return Asked("", fim_text(fim, headed(file, packed), packed.after))
@@ -66,7 +67,10 @@ def fill(code: Code, links: Links, place: Place, room: Room) -> Example | None:
     start, end = place.span
     must = file.text.rfind("\n", 0, start) + 1
     raw = replace(room, as_chat=False)
-    return _unless_told(_within_file(code, links, place, raw, _Way(start, must, end, asked)))
+    found = _unless_told(_within_file(code, links, place, raw, _Way(start, must, end, asked)))
+    if found is None or any(_prompt(found).count(mark) > 1 or mark in found.reference for mark in marks):
+        return None  # the code itself holds one of them
+    return found
 
 
 def fim_text(fim: FillInTheMiddle, prefix: str, suffix: str) -> str:
@@ -119,6 +123,8 @@ def explain(code: Code, links: Links, place: Place, room: Room) -> Example | Non
     callers = links.callers.get(here, ())
     if others != [here] or not 0 < len(callers) <= MOST_CALLERS:
         return None  # by its name alone nobody could say which one a call means
+    if any(code.files[ref.file].path in room.withheld for ref in callers):
+        return None  # the whole list would tell of them, and any other would be wrong
     reference = "\n".join(sorted({f"{code.files[ref.file].path}: {links.symbol(ref).path}" for ref in callers}))
     documented = max(symbol.head.end, symbol.docstring.end if symbol.docstring else 0)
     first = min(symbol.whole.start, symbol.docstring.start if symbol.docstring else symbol.whole.start)
@@ -167,9 +173,12 @@ def _unless_told(example: Example | None) -> Example | None:
     """None where the file says the same a second time, so that the answer could be copied."""
     if example is None:
         return None
+    return None if tells(_prompt(example), example.reference) else example
+
+
+def _prompt(example: Example) -> str:
     conversation = example.conversation
-    text = conversation.text if isinstance(conversation, RawText) else conversation.messages[-1].content
-    return None if tells(text, example.reference) else example
+    return conversation.text if isinstance(conversation, RawText) else conversation.messages[-1].content
 
 
 def _symbol(code: Code, place: Place) -> Symbol:

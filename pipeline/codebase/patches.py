@@ -28,14 +28,16 @@ class PatchError(ValueError):
 
 
 def patch_of(edits: Sequence[Edit]) -> str | None:
-    """None where some edit changes too much, or where no patch of this form is found again."""
+    """None where some edit changes too much, or where no patch of this form is found again: `patched` makes of what was
+    before what is after, or there is none. (A line that goes and begins with `-- ` reads like a file's name.)"""
     parts = []
     for edit in edits:
         part = _part(edit)
         if part is None:
             return None
         parts.append(part)
-    return "\n".join(parts)
+    patch = "\n".join(parts)
+    return patch if _makes(patch, edits) else None
 
 
 def changed_lines(before: str, after: str) -> list[Span]:
@@ -115,6 +117,14 @@ def _hunks(before: list[str], after: list[str], changes: Sequence[Replaced], con
             hunk += [f"+{line}" for line in after[new_start:new_end]]
             at = old_end
         yield hunk + [f" {line}" for line in before[at : at + context]]
+
+
+def _makes(patch: str, edits: Sequence[Edit]) -> bool:
+    before = {edit.path: edit.before for edit in edits if edit.before is not None}
+    try:
+        return patched(before, patch) == {edit.path: edit.after for edit in edits}
+    except PatchError:
+        return False
 
 
 def _applies(before: str, after: str, hunks: list[list[str]], path: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
@@ -109,7 +109,7 @@ def examples_of(source: CodebaseSource, name: str, held_out: int, reader: Reader
     sides = opened.split
     by_change = source.task == "commit"
 
-    def side(what: str, allowed: Collection[str], count: int) -> tuple[Example, ...]:
+    def side(what: str, allowed: Collection[str], count: int, room: Room) -> tuple[Example, ...]:
         found = _examples(source.task, opened, allowed, count, room)
         if config.tests is not None and source.task in TESTED:
             only, whose = source.task == "feature", f"{name}, {what}"
@@ -123,12 +123,18 @@ def examples_of(source: CodebaseSource, name: str, held_out: int, reader: Reader
             )
         return tuple(made)
 
-    hidden = side("held out", sides.held_out_changes if by_change else sides.held_out, held_out)
-    train = side("to train on", sides.train_changes if by_change else sides.train, source.count)
+    hidden = side("held out", sides.held_out_changes if by_change else sides.held_out, held_out, room)
+    allowed = sides.train_changes if by_change else sides.train
+    train = side("to train on", allowed, source.count, replace(room, withheld=withheld(sides)))
     digest = blake2b(sides.fingerprint.encode(), digest_size=16)
     for each in (*train, *hidden):
         digest.update(repr((each.conversation, each.reference, each.retrieved, each.grading)).encode())
     return Examples(train, hidden, _checker(source, config), digest.digest())
+
+
+def withheld(sides: Split) -> frozenset[str]:
+    """The files of which what is trained on shows nothing: the held-out ones, and those too near to one of them."""
+    return sides.held_out | sides.dropped.keys()
 
 
 def _examples(

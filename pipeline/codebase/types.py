@@ -184,7 +184,8 @@ class Room:
     prompt: tokens of the whole prompt. retrieved: of it, at most, what comes from other files; 0 for the file alone.
     shows_retrieved: that stands in the prompt; else it is kept beside it, and would fit.
     reference: tokens of the answer; a longer one makes no example. count: text -> tokens. fim: None where the student's
-    tokenizer has no tokens for it. as_chat: a conversation instead of raw text.
+    tokenizer has no tokens for it. as_chat: a conversation instead of raw text. withheld: paths of which other files'
+    examples show and say nothing: what is held out, where examples are to train on.
     """
 
     prompt: int
@@ -194,6 +195,7 @@ class Room:
     fim: FillInTheMiddle | None = None
     as_chat: bool = False
     shows_retrieved: bool = False
+    withheld: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
