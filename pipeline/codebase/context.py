@@ -107,11 +107,17 @@ def squeezed(text: str) -> str:
 
 def tells(shown: str, answer: str) -> bool:
     """Whether a text holds an answer that is long enough to be no coincidence."""
-    return _holds(shown, squeezed(answer))
-
-
-def _holds(shown: str, wanted: str) -> bool:
+    wanted = squeezed(answer)
     return len(wanted) >= LEAST_TELLING and wanted in squeezed(shown)
+
+
+# The same pieces are near to many places, and counting tokens is what takes time.
+_squeezed_piece = lru_cache(maxsize=16_384)(squeezed)
+
+
+@lru_cache(maxsize=32_768)
+def _cost(count: Callable[[str], int], piece: str) -> int:
+    return count(piece)
 
 
 # ---- the same file ----
@@ -205,7 +211,7 @@ def _retrieve(code: Code, links: Links, place: Place, room: Room, budget: int, a
     pieces = list(islice(_pieces(code, links, place, room.withheld, answer), MOST_PIECES))
     for number, piece in enumerate(pieces):
         for form in dict.fromkeys((piece.head, piece.short)):
-            if form and len(form) <= left * _LONG_TOKEN and (cost := count(form)) <= left:
+            if form and len(form) <= left * _LONG_TOKEN and (cost := _cost(count, form)) <= left:
                 chosen[number], costs[number] = form, cost
                 left -= cost
                 break
@@ -214,7 +220,12 @@ def _retrieve(code: Code, links: Links, place: Place, room: Room, budget: int, a
     for number in list(chosen):
         whole = pieces[number].whole
         most = left + costs[number]
-        if whole and whole != chosen[number] and len(whole) <= most * _LONG_TOKEN and (cost := count(whole)) <= most:
+        if (
+            whole
+            and whole != chosen[number]
+            and len(whole) <= most * _LONG_TOKEN
+            and (cost := _cost(count, whole)) <= most
+        ):
             chosen[number] = whole
             left -= cost - costs[number]
     retrieved = "".join(chosen[number] for number in sorted(chosen, reverse=True))
@@ -234,11 +245,12 @@ def _pieces(code: Code, links: Links, place: Place, withheld: frozenset[str], an
     """Nearest first, without repetition, without what is withheld and what would give the answer away."""
     own = _own(code, place)
     wanted = squeezed(answer)
+    telling = len(wanted) >= LEAST_TELLING
     for ref in _near(code, links, place):
         file = code.files[ref.file]
         if ref.file != place.file and file.path not in withheld and not _is_copy(links.symbol(ref), own):
             piece = _piece(file, links.symbol(ref))
-            forms = [form if not _holds(form, wanted) else "" for form in piece]
+            forms = ["" if telling and wanted in _squeezed_piece(form) else form for form in piece]
             if any(forms):
                 yield _Piece(*forms)
 

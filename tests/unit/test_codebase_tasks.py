@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from pipeline.codebase.candidates import own_lines
-from pipeline.codebase.context import squeezed
+from pipeline.codebase.context import LEAST_TELLING, squeezed
 from pipeline.codebase.examples import fim_text
 from pipeline.codebase.links import Links, links_of, outline
 from pipeline.codebase.patches import PatchError, patch_of, patched
@@ -96,11 +96,11 @@ def test_what_is_retrieved_is_from_other_files_and_apart_from_the_prompt() -> No
     assert seen >= 10
 
 
-@pytest.mark.parametrize("task", ["body", "fim", "docstring", "feature"])
+@pytest.mark.parametrize("task", ["line", "body", "fim", "docstring", "feature"])
 def test_no_prompt_tells_its_answer(task: TaskName) -> None:
     for _, each in made(task, networkx_code(), networkx_links(), room(prompt=1_500, retrieved=500), 120):
         answer = squeezed(each.reference)
-        if len(answer) >= 40:
+        if len(answer) >= LEAST_TELLING:
             assert answer not in squeezed(prompt_of(each))
             assert answer not in squeezed(each.retrieved or "")
 
@@ -159,12 +159,36 @@ def test_places_are_spread_over_the_files() -> None:
     assert abs(found.count("classes/graph.py") - found.count("classes/digraph.py")) <= 1
 
 
+def test_tests_are_read_and_nothing_is_asked_of_them() -> None:
+    code = networkx_code()
+    tests = {file.path for file in code.files if file.is_test}
+    assert len(tests) > 100
+    for task in IN_A_FILE:
+        assert bool(places(task, code, tests, 10, room())) == (task == "document"), task
+
+
 def test_every_task_has_a_summary_and_a_checker() -> None:
     assert set(TASKS) == set(get_args(TaskName))
     assert all(task.summary and task.checker for task in TASKS.values())
 
 
 # ---- each of them ----
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("a.py", "# A comment of some length.\nkept = compute(1, 2)\ndropped = compute(3, 4)  # which nobody knows\n"),
+        ("a.py", '"""\nlonger = text.of(some)\n"""\nkept = compute(1, 2)\n}\n'),
+        ("a.go", "/* one = 1\n two = 2 */\nvar kept = compute(1, 2)\nvar gone = 34567 // why\n"),
+        ("a.js", "// one = two(3);\nconst kept = compute(1, 2);\nconst gone = `of ${some}\n text`;\n"),
+    ],
+)
+def test_a_line_is_asked_where_code_is_all_that_is_left(path: str, text: str) -> None:
+    code = code_of({path: text})
+    spans = [place.span for place in places("line", code, {path}, 50, room())]
+    assert [span.end for span in spans] == [text.index("\n", text.index("kept"))]
+    assert "kept" not in text[spans[0].start : spans[0].end]
 
 
 def test_documents_are_the_whole_file() -> None:
