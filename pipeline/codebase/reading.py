@@ -211,7 +211,9 @@ def _sort(
             continue
         secrets.update(reading.secrets)
         tests = is_test(path, language)
-        files.append(SourceFile(path, language, reading.text, reading.digest, reading.outline, licence, tests))
+        files.append(
+            SourceFile(path, language, reading.text, reading.digest, reading.outline, licence, tests, reading.sketch)
+        )
     return files, left_out, secrets
 
 

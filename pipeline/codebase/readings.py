@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.codebase.classify import PEEK, decode, is_binary, of_text
+from pipeline.codebase.duplicates import sketch
 from pipeline.codebase.licences import licence_of_file
 from pipeline.codebase.listing import Entry
 from pipeline.codebase.secrets import redact
-from pipeline.codebase.types import Import, Language, Outline, Reason, Span, Symbol
+from pipeline.codebase.types import Import, Language, Outline, Reason, Sketch, Span, Symbol
 from pipeline.errors import DataError
 
 Outliner = Callable[[str, Language], Outline | None]
@@ -48,6 +49,7 @@ class Reading:
     digest: str = ""
     licence: str | None = None
     outline: Outline | None = None
+    sketch: Sketch | None = None
     secrets: Mapping[str, int] = field(default_factory=dict)
     reason: Reason | None = None
     detail: str = ""
@@ -86,14 +88,14 @@ def read_chunk(root: Path, chunk: Sequence[Wanted], outline: Outliner) -> list[t
 def _of(text: str, digest: str, language: Language | None, outline: Outliner) -> Reading:
     clean, secrets = redact(text)
     if language is None:
-        return Reading(clean, digest, licence_of_file(clean), secrets=secrets)
+        return Reading(clean, digest, licence_of_file(clean), None, sketch(clean, None), secrets)
     try:
         found = outline(clean, language)
     except (RecursionError, MemoryError):  # a parser that very deep nesting overwhelms
         found = None
     if found is None:
         return Reading(reason="unparsable", secrets=secrets)
-    return Reading(clean, digest, licence_of_file(clean), found, secrets)
+    return Reading(clean, digest, licence_of_file(clean), found, sketch(clean, language), secrets)
 
 
 def _bytes(full: str, most: int) -> bytes | None:
@@ -199,6 +201,8 @@ def _packed(reading: Reading) -> bytes:
         "reason": reading.reason,
         "detail": reading.detail,
     }
+    if reading.sketch is not None:
+        value["sketch"] = [reading.sketch.signature.hex(), sorted(form.hex() for form in reading.sketch.forms)]
     if reading.outline is not None:
         found = reading.outline
         value["outline"] = [
@@ -211,8 +215,16 @@ def _packed(reading: Reading) -> bytes:
 
 def _unpacked(body: bytes) -> Reading:
     value = json.loads(zlib.decompress(body))
-    outlined = value.pop("outline", None)
-    return Reading(**value, outline=None if outlined is None else _outline(*outlined))
+    outlined, sketched = value.pop("outline", None), value.pop("sketch", None)
+    return Reading(
+        **value,
+        outline=None if outlined is None else _outline(*outlined),
+        sketch=None if sketched is None else _sketch(*sketched),
+    )
+
+
+def _sketch(signature: str, forms: list[str]) -> Sketch:
+    return Sketch(bytes.fromhex(signature), frozenset(map(bytes.fromhex, forms)))
 
 
 def _outline(symbols: list[list[Any]], imports: list[list[Any]], statements: list[list[int]]) -> Outline:
