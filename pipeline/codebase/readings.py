@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.codebase.classify import PEEK, decode, is_binary, of_text
 from pipeline.codebase.duplicates import sketch
@@ -27,6 +27,7 @@ from pipeline.codebase.licences import licence_of_file
 from pipeline.codebase.listing import Entry
 from pipeline.codebase.secrets import redact
 from pipeline.codebase.types import Import, Language, Outline, Reason, Sketch, Span, Symbol
+from pipeline.codebase.workers import limited, without_collection
 from pipeline.errors import DataError
 
 Outliner = Callable[[str, Language], Outline | None]
@@ -55,6 +56,11 @@ class Reading:
     detail: str = ""
 
 
+TOO_MUCH: Final = Reading(
+    reason="unparsable", detail="too much for its parser: it crashed, or asked too much time or memory"
+)
+
+
 # ---- reading ----
 
 
@@ -77,22 +83,28 @@ def read_file(root: Path, wanted: Wanted, outline: Outliner) -> Reading:
         return Reading(reason="undecodable")
     if left_out := of_text(text, wanted.language):
         return Reading(reason=left_out[0], detail=left_out[1])
-    return _of(text, hashlib.sha256(data).hexdigest(), wanted.language, outline)
+    try:
+        return _of(text, hashlib.sha256(data).hexdigest(), wanted.language, outline)
+    except (RecursionError, MemoryError):
+        return TOO_MUCH
 
 
 def read_chunk(root: Path, chunk: Sequence[Wanted], outline: Outliner) -> list[tuple[Wanted, Reading]]:
-    """What another process is given: it imports this module and `outline`'s, and little else."""
-    return [(each, read_file(root, each, outline)) for each in chunk]
+    """What another process is given: it imports this module and `outline`'s, and little else. A file that asks too much
+    ends it."""
+    readings = []
+    with without_collection():
+        for each in chunk:
+            with limited(each.entry.size):
+                readings.append((each, read_file(root, each, outline)))
+    return readings
 
 
 def _of(text: str, digest: str, language: Language | None, outline: Outliner) -> Reading:
     clean, secrets = redact(text)
     if language is None:
         return Reading(clean, digest, licence_of_file(clean), None, sketch(clean, None), secrets)
-    try:
-        found = outline(clean, language)
-    except (RecursionError, MemoryError):  # a parser that very deep nesting overwhelms
-        found = None
+    found = outline(clean, language)
     if found is None:
         return Reading(reason="unparsable", secrets=secrets)
     return Reading(clean, digest, licence_of_file(clean), found, sketch(clean, language), secrets)
