@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from pipeline.codebase.duplicates import Profile, groups, nearest, profile
 from pipeline.codebase.history import untouched_since
 from pipeline.codebase.mirrors import mirrored, modules
-from pipeline.codebase.types import Change, Code, Language, SourceFile, Split
+from pipeline.codebase.types import Change, Code, Language, Sketch, SourceFile, Split
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
 
@@ -54,7 +54,7 @@ def split(code: Code, config: Codebase) -> Split:
         )
     files = sorted(code.files, key=lambda file: file.path)
     compared = Compared({PurePosixPath(file.path).suffix: file.language for file in files})
-    profiles = [compared.of(file.text, file.path, file.forms) for file in files]
+    profiles = [compared.of(file.text, file.path, file.sketch) for file in files]
     if config.split == "time":
         newest = _newest(code, config.held_out)
         held_out = _written_by(code, newest)
@@ -177,11 +177,11 @@ class Compared:
         self._languages = languages
         self._profiles: dict[tuple[str, str], Profile] = {}
 
-    def of(self, text: str, path: str, forms: frozenset[bytes] | None = None) -> Profile:
-        """forms: where they are known already."""
+    def of(self, text: str, path: str, known: Sketch | None = None) -> Profile:
+        """known: the text's sketch, where the reading made it."""
         key = PurePosixPath(path).suffix, text
         if key not in self._profiles:
-            self._profiles[key] = profile(text, self._languages.get(key[0]), forms)
+            self._profiles[key] = profile(text, self._languages.get(key[0]), known)
         return self._profiles[key]
 
 
