@@ -351,7 +351,10 @@ def _is_password(value: str) -> bool:
     return not (re.fullmatch(r"[A-Za-z_.:-]+", value) and _FIELD.search(value.lower()))
 
 
-_TEMPLATE = re.compile(r"\{[^{}]*\}|<[\w -]+>|\$\{|\$\(|^\$\w+$|^%\w+%$|%[sdr](?!\w)|%\(\w+\)|\*{3}|\.{3}|^[xX]+$")
+_TEMPLATE = re.compile(
+    r"\{[^{}]*\}|<[\w -]+>|\$\{|\$\(|^\$\w+$|^%\w+%$|%[sdr](?!\w)|%\(\w+\)|\*{3}|\.{3}|^[xX]+$"
+    r"|\{[A-Za-z_][\w.]*[\[(]$"  # up to a quote within an expression, as in f"{NAMES["one"]}"
+)
 
 
 def _is_template(value: str) -> bool:
