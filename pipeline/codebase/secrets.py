@@ -352,8 +352,7 @@ def _is_password(value: str) -> bool:
 
 
 _TEMPLATE = re.compile(
-    r"\{[^{}]*\}|<[\w -]+>|\$\{|\$\(|^\$\w+$|^%\w+%$|%[sdr](?!\w)|%\(\w+\)|\*{3}|\.{3}|^[xX]+$"
-    r"|\{[A-Za-z_][\w.]*[\[(]$"  # up to a quote within an expression, as in f"{NAMES["one"]}"
+    r"\{[^{}]*\}|^\{[A-Za-z_][\w.]*\[$|<[\w -]+>|\$\{|\$\(|^\$\w+$|^%\w+%$|%[sdr](?!\w)|%\(\w+\)|\*{3}|\.{3}|^[xX]+$"
 )
 
 

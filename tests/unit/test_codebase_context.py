@@ -90,25 +90,6 @@ def test_budgets_of_any_size_hold_with_what_is_retrieved_in_the_prompt(task: Tas
     assert made >= 15
 
 
-def test_a_budget_holds_where_texts_have_more_tokens_together_than_apart() -> None:
-    """As with tokenizers, for which what stands at a text's end and what follows are not independent."""
-
-    def together(text: str) -> int:
-        return count(text) + 9 * max(0, text.count("# pkg/") - 1)
-
-    code = code_of(CHAIN)
-    links = links_of(code)
-    (place,) = places("body", code, {"pkg/here.py"}, 5, room())
-    shown = set()
-    for most in range(40, 240):
-        within = replace(room(prompt=most, retrieved=most, shows_retrieved=True), count=together)
-        each = example("body", code, links, place, within)
-        if each is not None:
-            assert together(text_of(each)) <= most
-            shown.add(len(titles(each.retrieved or "")))
-    assert shown >= {0, 1, 4}
-
-
 # ---- nothing that tells ----
 
 
