@@ -14,7 +14,7 @@ from pipeline.targets import ANCHOR, Row, Score
 from pipeline.types import Divergence, Losses, Prompt, Rollout
 from teachers.causal_lm import CausalLM
 from teachers.exchange import Settled
-from teachers.plan import Cascade, Plan, PromptChecker, Result
+from teachers.plan import Cascade, Plan, Result
 from teachers.pool import Pool
 from teachers.types import (
     Answer,
@@ -103,14 +103,20 @@ def judged_by_checker(checker: str, completion: str, reference: str | None, requ
     return check(checker, completion, reference, None)
 
 
-def checker_of(prompts: Mapping[str, Prompt]) -> PromptChecker:
-    """The prompts' own checkers, for a plan. prompts: by id."""
-
-    def judged(request: ScoreRequest, text: str) -> float | None:
-        prompt = prompts[request.group_id]
-        return check(prompt.checker or "none", text, prompt.reference, prompt)
-
-    return judged
+def judged_by_prompt(request: ScoreRequest, text: str) -> float | None:
+    """By the prompt's own checker, for plans: of an answer to `request`, the student's or a teacher's."""
+    prompt = Prompt(
+        prompt_id=request.group_id,
+        source=request.source,
+        domain=request.domain,
+        conversation=request.conversation,
+        reference=request.reference,
+        privileged=request.privileged,
+        private=request.private,
+        checker=request.checker,
+        grading=request.grading,
+    )
+    return check(request.checker or "none", text, request.reference, prompt)
 
 
 def request_of(asking: Asking, rollout: Rollout, step: int) -> ScoreRequest:
@@ -120,6 +126,7 @@ def request_of(asking: Asking, rollout: Rollout, step: int) -> ScoreRequest:
         group_id=prompt.prompt_id,
         sample_index=rollout.sample_index,
         step=step,
+        source=prompt.source,
         domain=prompt.domain,
         conversation=prompt.conversation,
         segments=rollout.segments,

@@ -26,7 +26,7 @@ class Score:
 
     mean, low, high: of the scores in [0, 1] with its 95% interval; None where no prompt could be judged. scores: by
     prompt id, of those that could, the mean of a prompt's answers. length: mean completion tokens. truncated: the share
-    that ran out of room. measures: name (`pipeline.measures`) -> by prompt id. passes: pass@k with its interval, where
+    that ran out of room. measures: loss or similarity -> by prompt id. passes: pass@k with its interval, where
     there are several answers that pass or do not.
     """
 

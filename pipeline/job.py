@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from pipeline.asking import Asking, checker_of, judged_by_checker
+from pipeline.asking import Asking, judged_by_checker, judged_by_prompt
 from pipeline.averaging import Averages, averages_of, selves_of
 from pipeline.codebase.fim import fim_of
 from pipeline.codebase.source import Opened, Reader, Shelf, cache_file, open_codebase, results_file
@@ -260,10 +260,9 @@ def _asking(recipe: DistillRecipe, parts: Parts) -> Asking:
     if objective.anchor:
         initial = replace(parts.selves.initial(), name=ANCHOR, tokens_per_forward=recipe.training.tokens_per_forward)
         anchor = (initial, objective.anchor)
-    prompts = {prompt.prompt_id: prompt for prompts in parts.prompts.train.values() for prompt in prompts}
     return Asking(
         pool=parts.pool,
-        plan=plan_of(recipe, checker_of(prompts)),
+        plan=plan_of(recipe, judged_by_prompt),
         weights={name: config.weight for name, config in recipe.teachers.items()},
         losses=objective.losses(),
         judged=JudgedSettings(objective.grades, objective.rewrites, recipe.rollout.max_new_tokens, recipe.rollout.stop),

@@ -62,6 +62,7 @@ class Loop:
 
     @cached_property
     def prompt_of(self) -> dict[str, Prompt]:
+        """Reads all there is: only for steps that had been drawn when a run was stopped."""
         return {prompt.prompt_id: prompt for prompts in self.prompts.values() for prompt in prompts}
 
 

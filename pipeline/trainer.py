@@ -134,11 +134,12 @@ def take_off(loop: Loop, state: State, flights: Flights) -> State:
     first = state.step + 1
     last = first + loop.staleness if loop.block == 1 else -(-first // loop.block) * loop.block
     steps = range(first, min(last, loop.training.steps) + 1)
-    for _ in steps[len(state.ahead) :]:
-        prompts, mix = draw_prompts(loop, state.mix)
-        state = replace(state, mix=mix, ahead=(*state.ahead, tuple(prompt.prompt_id for prompt in prompts)))
+    drawn: dict[int, tuple[Prompt, ...]] = {}
+    for step in steps[len(state.ahead) :]:
+        drawn[step], mix = draw_prompts(loop, state.mix)
+        state = replace(state, mix=mix, ahead=(*state.ahead, tuple(prompt.prompt_id for prompt in drawn[step])))
     missing = {
-        step: tuple(loop.prompt_of[prompt_id] for prompt_id in state.ahead[step - first])
+        step: drawn.get(step) or tuple(loop.prompt_of[prompt_id] for prompt_id in state.ahead[step - first])
         for step in steps
         if step not in flights
     }

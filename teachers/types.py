@@ -204,6 +204,7 @@ class ScoreRequest:
     private: bool = False
     checker: str | None = None
     grading: str | None = None
+    source: str = ""  # of the prompt, for messages
     completion: str = ""
     upstream: Mapping[str, Judgment] = field(default_factory=dict)
 

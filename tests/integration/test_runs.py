@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.errors import DataError, ModelError, RunError
 from pipeline.files import read_lines
 from pipeline.new_model import model_config, model_from_config
+from pipeline.prompts import Rows
 from pipeline.recipe import NewModel
 from pipeline.run_directory import write_status
 from teachers.errors import TeacherError
@@ -387,6 +388,21 @@ def test_prompts_from_a_file_of_conversations(tmp_path: Path) -> None:
     settings["data"]["sources"] = {"sorting": {"kind": "dataset", "path": str(tmp_path / "chats.jsonl")}}
     folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
     assert {line["domain"] for line in read_lines(folder / "samples.jsonl")} == {"sorting"}
+
+
+def test_only_prompts_that_are_drawn_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set of a million rows must not stand in memory, nor be decoded before the first step."""
+    read: list[int] = []
+    at = Rows.__getitem__
+
+    def counted(rows: Any, index: Any) -> Any:
+        read.append(index)
+        return at(rows, index)
+
+    monkeypatch.setattr(Rows, "__getitem__", counted)
+    data = {"data.sources.sorting.count": 400, "data.sources.addition.count": 400, "training.steps": 2}
+    run_here(write_recipe(tmp_path / "recipe.yaml", changed(distill_settings(tmp_path), data)))
+    assert 8 <= len(read) < 40
 
 
 def test_a_domain_that_has_no_held_out_prompt_trains_all_the_same(tmp_path: Path) -> None:

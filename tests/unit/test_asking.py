@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.asking import Asked, Asking, request_of, rows_of
+from pipeline.asking import Asked, Asking, judged_by_prompt, request_of, rows_of
 from pipeline.errors import RecipeError
 from pipeline.judgments import Baselines, JudgedSettings
 from pipeline.recipe import Objective
@@ -94,6 +94,18 @@ def test_a_domain_goes_to_its_teacher_with_its_weight() -> None:
     assert coefficients(asked.rows) == [{"a": 1.0}, {"b": 0.25}, {"a": 1.0}]
     assert sorted(teachers["a"].seen) == ["p/0", "r/0"]
     assert [row.rollout.rollout_id for row in asked.rows] == ["p/0", "q/0", "r/0"]
+
+
+def test_a_prompts_checker_sees_the_prompt_as_it_is_in_the_data(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    judge = tmp_path / "checks.py"
+    judge.write_text(f"def judge(c, r, p):\n    open({str(seen)!r}, 'w').write(repr(p))\n    return c == r\n")
+    prompt = Prompt("p", "source", "a", RawText("q"), "yes", "hint", True, f"{judge}:judge", '{"run": 1}')
+    asked = request_of(asking({}, Routes({}, {}), {}), replace(rollout("p", "a"), prompt=prompt), step=1)
+    assert judged_by_prompt(asked, "yes") == 1.0
+    assert seen.read_text() == repr(prompt)
+    assert judged_by_prompt(asked, "no") == 0.0
+    assert judged_by_prompt(replace(asked, checker=None), "yes") is None
 
 
 def test_shares_go_to_who_answered_and_failures_are_counted() -> None:
