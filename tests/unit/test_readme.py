@@ -77,7 +77,7 @@ def parsed(call: str) -> Mapping[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _a_team_with_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "home/work/our-repo").mkdir(parents=True)
+    (tmp_path / "home/code/our-repo").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
