@@ -73,8 +73,7 @@ class Exchange:
         self._results[request.request_id] = {}
         self._asked[request.request_id] = set()
         self._advance(request.request_id)
-        while not self._arrived.empty():
-            self._receive()
+        self._take_arrived()
 
     def settle(self, names: Collection[str] | None = None) -> dict[str, Settled]:
         """Waits until these requests are settled, or all; others stay under way. By request id, in order.
@@ -84,8 +83,7 @@ class Exchange:
         wanted = frozenset(self._requests if names is None else names)
         first, self._first = self._first, []
         self._score_locally(first)
-        while not self._arrived.empty():  # who is asked next is asked at once, whoever is waited for
-            self._receive()
+        self._take_arrived()  # who is asked next is asked at once, whoever is waited for
         while True:
             if self._gather is not None:
                 self._ask_together(self._gather, wanted)
@@ -154,6 +152,11 @@ class Exchange:
     def _receive(self) -> None:
         arrival = self._take()
         self._record(arrival.teacher, arrival.request_id, arrival.result)
+
+    def _take_arrived(self) -> None:
+        """Of one process: of several, the first one's are every process's, and are shared out in `_ask_together`."""
+        while self._gather is None and not self._arrived.empty():
+            self._receive()
 
     def _record(self, name: str, request_id: str, result: Result) -> None:
         self._results[request_id][name] = result

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _KIND_OF = {FullVocab: SignalKind.FULL_VOCAB, TopK: SignalKind.TOP_K, Judgment: SignalKind.JUDGMENT}
-_NOT_ASKED = ("request_id", "group_id", "step")  # they name a question, and are no part of it
+_NOT_ASKED = ("request_id", "group_id", "step", "source")  # they name a question, and are no part of it
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def identity(kind: type, config: PluginTeacher) -> str:
 
 
 def fingerprint(request: ScoreRequest) -> str:
-    """Of all that a plugin can read in a request, but for its step and the ids that name it."""
+    """Of all that a plugin can read in a request, but for its step and what names it."""
     return _digest({part.name: getattr(request, part.name) for part in fields(request) if part.name not in _NOT_ASKED})
 
 

@@ -251,6 +251,35 @@ def test_several_processes_settle_some_while_others_are_waited_for() -> None:
     assert len(post.asked) == 4
 
 
+def test_an_answer_to_another_process_that_comes_between_is_its_own() -> None:
+    """`late1` is answered while the first process trains: what lies there when it goes on is not about its rows."""
+    post, found = Doors(), {}
+    gathers = gathers_of_two()
+    early = threading.Barrier(3)
+    go_on = threading.Event()
+
+    def process(rank: int) -> None:
+        teachers = pool(post if rank == 0 else None, Remote("far"))  # type: ignore[arg-type]
+        exchange = Exchange(teachers, Plan(Routes({}, {"far": 1.0})), {}, gather=gathers[rank], rank=rank)
+        for name in (f"early{rank}", f"late{rank}"):
+            exchange.submit(request(name))
+        exchange.settle([f"early{rank}"])
+        early.wait(30)
+        go_on.wait(30)
+        found[rank] = {name: dict(each.shares) for name, each in exchange.settle().items()}
+
+    post.let("early0", "early1")
+    threads = [threading.Thread(target=process, args=(rank,), daemon=True) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    early.wait(30)
+    post.let("late1", "late0")
+    go_on.set()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert found == {rank: {f"early{rank}": {"far": 1.0}, f"late{rank}": {"far": 1.0}} for rank in (0, 1)}
+
+
 def gathers_of_two() -> list[Callable[[Any], list[Any]]]:
     """`gather` of two ranks in two threads."""
     mail: list[SimpleQueue[Any]] = [SimpleQueue(), SimpleQueue()]

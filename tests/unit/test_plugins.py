@@ -247,7 +247,7 @@ def test_the_identity_is_of_the_file_the_class_and_the_options(tmp_path: Path) -
     assert len({first, *others}) == 3
 
 
-def test_the_key_is_of_all_of_a_request_but_its_ids() -> None:
+def test_the_key_is_of_all_of_a_request_but_its_names() -> None:
     other: dict[str, Any] = {
         "sample_index": 1,
         "domain": "e",
@@ -264,11 +264,11 @@ def test_the_key_is_of_all_of_a_request_but_its_ids() -> None:
         "checked": 1.0,
     }
     names = {part.name for part in fields(ScoreRequest)}
-    assert names - other.keys() == {"request_id", "group_id", "step"}
+    assert names - other.keys() == {"request_id", "group_id", "step", "source"}
     base = request()
     keys = [fingerprint(replace(base, **{name: value})) for name, value in other.items() if name in names]
     assert len({fingerprint(base), *keys}) == len(keys) + 1
-    assert fingerprint(replace(base, request_id="q/7", group_id="q", step=9)) == fingerprint(base)
+    assert fingerprint(replace(base, request_id="q/7", group_id="q", step=9, source="s")) == fingerprint(base)
     upstream = [{"a": Judgment(0.1), "b": Judgment(0.2)}, {"b": Judgment(0.2), "a": Judgment(0.1)}]
     assert len({fingerprint(replace(base, upstream=each)) for each in upstream}) == 1
 
