@@ -116,7 +116,8 @@ def ingest_command(
 ) -> None:
     """Show what would be used of a codebase, with examples, before any training."""
     with _one_line_errors(""), _display() as display:
-        from pipeline.ingest import ingest, settings_of, tasks_of
+        from pipeline.ingest import ingest
+        from pipeline.ingest_settings import settings_of, tasks_of
 
         ingest(settings_of(path, settings or ()), tasks_of(task or ()), examples, display)
 

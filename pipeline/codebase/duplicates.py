@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.codebase.normal_form import normal_forms
-from pipeline.codebase.types import Language
+from pipeline.codebase.types import Language, Sketch
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -27,6 +27,7 @@ WIDTH: Final = 5  # tokens of a shingle
 LEAST: Final = 30  # shingles: below, a text is a formality that many files share, such as an `__init__.py` of imports
 BANDS: Final = 32
 ROWS: Final = 5
+MOST_VERIFIED: Final = 500_000_000  # shingles, about 20 s
 _CERTAINLY_FAR: Final = 0.2  # below the threshold: six standard deviations of what BANDS x ROWS hashes estimate
 
 _STRING = r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
@@ -39,18 +40,27 @@ _SPACE, _WORD, _MARK = 0, 1, 2
 
 @dataclass(frozen=True)
 class Profile:
-    """What of a text is compared. shingles: sorted, without repetition; empty for a text that is too short to tell.
-    forms: of its functions and of the whole, equal where the code is equal but for names, constants and comments."""
+    """A text that is compared. Its shingles are made where they are needed, which is seldom."""
 
-    shingles: Hashes
-    forms: frozenset[bytes]
+    text: str
+    language: Language | None
+    sketch: Sketch
+
+    @cached_property
+    def shingles(self) -> Hashes:
+        return shingles(self.text, self.language)
 
 
-def profile(text: str, language: Language | None, forms: frozenset[bytes] | None = None) -> Profile:
-    """forms: where they are known already."""
-    if forms is None:
-        forms = normal_forms(text) if language == "python" else frozenset()
-    return Profile(shingles(text, language), forms)
+def profile(text: str, language: Language | None, known: Sketch | None = None) -> Profile:
+    """known: the text's sketch, where somebody made it before."""
+    return Profile(text, language, known or sketch(text, language))
+
+
+def sketch(text: str, language: Language | None) -> Sketch:
+    """Two texts with an equal form are equal but for names, constants and comments, in a function or as a whole."""
+    found = shingles(text, language)
+    forms = normal_forms(text) if language == "python" else frozenset()
+    return Sketch(signature(found).tobytes() if len(found) else b"", forms)
 
 
 # ---- shingles ----
@@ -136,87 +146,139 @@ def signature(values: Hashes) -> npt.NDArray[np.uint32]:
 
 @dataclass(frozen=True)
 class _Buckets:
-    """numbers: of the texts that have shingles. signatures: a row for each. members: band and its values -> rows."""
+    """numbers: (R,) of the texts that have a signature. signatures: a row for each. members: band and its values ->
+    rows, in order."""
 
-    numbers: list[int]
+    numbers: npt.NDArray[np.int64]
     signatures: npt.NDArray[np.uint32]
     members: Mapping[tuple[int, bytes], list[int]]
 
 
 def _buckets(profiles: Sequence[Profile]) -> _Buckets:
-    numbers = [number for number, one in enumerate(profiles) if len(one.shingles)]
-    signatures = np.empty((len(numbers), BANDS * ROWS), np.uint32)
+    numbers = [number for number, one in enumerate(profiles) if one.sketch.signature]
     members: dict[tuple[int, bytes], list[int]] = {}
     for row, number in enumerate(numbers):
-        signatures[row] = signature(profiles[number].shingles)
-        data, width = signatures[row].tobytes(), ROWS * 4
-        for band in range(BANDS):
-            members.setdefault((band, data[band * width : (band + 1) * width]), []).append(row)
-    return _Buckets(numbers, signatures, members)
+        for place in _bands(profiles[number].sketch):
+            members.setdefault(place, []).append(row)
+    written = b"".join(profiles[number].sketch.signature for number in numbers)
+    signatures = np.frombuffer(written, np.uint32).reshape(len(numbers), BANDS * ROWS)
+    return _Buckets(np.array(numbers, np.int64), signatures, members)
 
 
-def _alike(signatures: npt.NDArray[np.uint32], row: int, others: list[int], threshold: float) -> Iterator[int]:
-    """Those of `others` that may be near by their estimated similarity: the exact one costs more."""
-    agreement = (signatures[others] == signatures[row]).mean(axis=1)
-    yield from (other for other, share in zip(others, agreement, strict=True) if share >= threshold - _CERTAINLY_FAR)
+def _bands(of: Sketch) -> Iterator[tuple[int, bytes]]:
+    width = ROWS * 4
+    return ((band, of.signature[band * width : (band + 1) * width]) for band in range(BANDS))
+
+
+class _Verifier:
+    """Whether two texts are near, at first by an exact comparison.
+
+    Of files that came out of one mould each pair may be near and is not, and there would be as many comparisons as
+    pairs. After `most` shingles what may be near counts as near: that keeps more together, and never less.
+    """
+
+    def __init__(self, threshold: float, most: int) -> None:
+        self._threshold = threshold
+        self._left = most
+
+    def may_be_near(self, one: npt.NDArray[np.uint32], others: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        """By the estimates: which of the signatures `others` (R, ·) belong to texts that may be near to `one`'s."""
+        agreement: npt.NDArray[np.int64] = (others == one).sum(axis=1)
+        return agreement >= (self._threshold - _CERTAINLY_FAR) * len(one)
+
+    def near(self, one: Profile, other: Profile) -> bool:
+        if self._left <= 0:
+            return True
+        self._left -= len(one.shingles) + len(other.shingles)
+        return similarity(one.shingles, other.shingles) >= self._threshold
 
 
 # ---- what is too near ----
 
 
 def groups(
-    profiles: Sequence[Profile], joined: Iterable[tuple[int, int]] = (), threshold: float = NEAR
+    profiles: Sequence[Profile],
+    joined: Iterable[tuple[int, int]] = (),
+    threshold: float = NEAR,
+    most: int = MOST_VERIFIED,
 ) -> tuple[int, ...]:
     """For each text the least number in its group: those that are near, or near to one that is. joined: pairs that
-    belong together for another reason."""
+    belong together for another reason. most: of shingles that are compared, see `_Verifier`."""
     sets = _Sets(len(profiles))
     for left, right in joined:
         sets.join(left, right)
     first: dict[bytes, int] = {}
     for number, one in enumerate(profiles):
-        for form in one.forms:
+        for form in one.sketch.forms:
             sets.join(first.setdefault(form, number), number)
     buckets = _buckets(profiles)
+    verifier = _Verifier(threshold, most)
     refused: set[tuple[int, int]] = set()
-    for rows in buckets.members.values():
-        for place, row in enumerate(rows[:-1]):
-            left = buckets.numbers[row]
-            later = [r for r in rows[place + 1 :] if sets.find(buckets.numbers[r]) != sets.find(left)]
-            later = [r for r in later if (row, r) not in refused]
-            for other in _alike(buckets.signatures, row, later, threshold) if later else ():
-                right = buckets.numbers[other]
-                if similarity(profiles[left].shingles, profiles[right].shingles) >= threshold:
-                    sets.join(left, right)
-                else:
-                    refused.add((row, other))
+    for members in buckets.members.values():
+        if len(members) > 1:
+            _join_near(np.array(members), profiles, buckets, verifier, sets, refused)
     return tuple(sets.find(number) for number in range(len(profiles)))
 
 
-def nearest(profiles: Sequence[Profile], others: Sequence[Profile], threshold: float = NEAR) -> dict[int, int]:
-    """The number of a text that is near to one of the others -> the number of the first such."""
+def _join_near(
+    rows: npt.NDArray[np.int64],
+    profiles: Sequence[Profile],
+    buckets: _Buckets,
+    verifier: _Verifier,
+    sets: _Sets,
+    refused: set[tuple[int, int]],
+) -> None:
+    """Of one bucket. refused: pairs of rows that were compared before and are not near."""
+    labels = np.array([sets.find(number) for number in buckets.numbers[rows].tolist()])
+    for place, row in enumerate(rows[:-1].tolist()):
+        later = np.flatnonzero(labels[place + 1 :] != labels[place]) + place + 1
+        if not len(later):
+            continue
+        later = later[verifier.may_be_near(buckets.signatures[row], buckets.signatures[rows[later]])]
+        for at in later.tolist():
+            other = int(rows[at])
+            if labels[at] == labels[place] or (row, other) in refused:
+                continue
+            left, right = int(buckets.numbers[row]), int(buckets.numbers[other])
+            if verifier.near(profiles[left], profiles[right]):
+                sets.join(left, right)
+                labels[(labels == labels[at]) | (labels == labels[place])] = sets.find(left)
+            else:
+                refused.add((row, other))
+
+
+def nearest(
+    profiles: Sequence[Profile], others: Sequence[Profile], threshold: float = NEAR, most: int = MOST_VERIFIED
+) -> dict[int, int]:
+    """The number of a text that is near to one of the others -> the number of the first such. most: as in `groups`."""
     forms: dict[bytes, int] = {}
     for number, one in enumerate(others):
-        for form in one.forms:
+        for form in one.sketch.forms:
             forms.setdefault(form, number)
     buckets = _buckets(others)
+    verifier = _Verifier(threshold, most)
     found: dict[int, int] = {}
     for number, one in enumerate(profiles):
-        near = {forms[form] for form in one.forms if form in forms}
-        if len(one.shingles):
-            near |= set(_near(one, buckets, others, threshold))
-        if near:
-            found[number] = min(near)
+        equal = min((forms[form] for form in one.sketch.forms if form in forms), default=None)
+        first = next(_near(one, buckets, others, verifier, equal), equal)
+        if first is not None:
+            found[number] = first
     return found
 
 
-def _near(one: Profile, buckets: _Buckets, others: Sequence[Profile], threshold: float) -> Iterator[int]:
-    values = signature(one.shingles).reshape(BANDS, ROWS)
-    rows = {row for band in range(BANDS) for row in buckets.members.get((band, values[band].tobytes()), ())}
-    for row in sorted(rows):
-        if (buckets.signatures[row] == values.ravel()).mean() >= threshold - _CERTAINLY_FAR:
-            number = buckets.numbers[row]
-            if similarity(one.shingles, others[number].shingles) >= threshold:
-                yield number
+def _near(
+    one: Profile, buckets: _Buckets, others: Sequence[Profile], verifier: _Verifier, before: int | None
+) -> Iterator[int]:
+    """In order; only those before that number."""
+    if not one.sketch.signature:
+        return
+    rows = np.array(sorted({row for place in _bands(one.sketch) for row in buckets.members.get(place, ())}), np.int64)
+    if before is not None:
+        rows = rows[buckets.numbers[rows] < before]
+    mine = np.frombuffer(one.sketch.signature, np.uint32)
+    for number in buckets.numbers[rows[verifier.may_be_near(mine, buckets.signatures[rows])]].tolist():
+        if verifier.near(one, others[number]):
+            yield number
 
 
 class _Sets:

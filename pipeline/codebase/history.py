@@ -1,8 +1,7 @@
 """The commits of a checkout as tasks: what a message says, and the files before and after.
 
 Commits are taken from HEAD, the newest first and none before what came after it. Merges are left out, a change is
-against its only parent, and a file that moved is one that went and one that came. Three processes of git read up to 500
-commits.
+against its only parent, and a file that moved is one that went and one that came. Git is asked for many at once.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ from pipeline.recipe import Codebase
 Redact = Callable[[str], tuple[str, Mapping[str, int]]]
 
 MOST_FILES: Final = 20  # a commit of more is a sweep through the repository, and no task
-_ROUND: Final = 500  # commits whose texts are asked for at once
+_ROUND: Final = 500  # commits that are listed at once
+_AT_ONCE: Final = 50  # whose texts are in memory as git gives them
 _FILE_MODES: Final = frozenset({b"100644", b"100755"})  # no links, no submodules
 
 _TRAILER = re.compile(
@@ -87,11 +87,9 @@ def read_changes(root: Path, config: Codebase, redact: Redact = redact) -> Histo
     cut = _cut_off(repository)
     texts = _Texts(repository, config, redact)
     changes: list[Change] = []
-    for commits in _in_rounds(repository, head, config):
-        touched = [(one, _wanted(one, config)) for one in commits if one.commit not in cut and one.message]
-        touched = [(one, kept) for one, kept in touched if 0 < len(kept) <= MOST_FILES]
-        texts.fetch(side.blob for _, kept in touched for file in kept for side in (file.before, file.after) if side)
-        changes += [change for one, kept in touched if (change := texts.change(one, kept))]
+    for part in _in_parts(repository, head, config, cut):
+        texts.fetch(side.blob for _, kept in part for file in kept for side in (file.before, file.after) if side)
+        changes += [change for one, kept in part if (change := texts.change(one, kept))]
         if len(changes) >= config.commits:
             break
     if not changes:
@@ -116,6 +114,16 @@ def _cut_off(repository: Repository) -> frozenset[str]:
 
 
 # ---- commits ----
+
+
+def _in_parts(
+    repository: Repository, head: str, config: Codebase, cut: Collection[str]
+) -> Iterator[list[tuple[_Commit, list[_Touched]]]]:
+    """Those that can serve, with what of them is read; so many that their texts fit into memory."""
+    for commits in _in_rounds(repository, head, config):
+        touched = [(one, _wanted(one, config)) for one in commits if one.commit not in cut and one.message]
+        touched = [(one, kept) for one, kept in touched if 0 < len(kept) <= MOST_FILES]
+        yield from (touched[begin : begin + _AT_ONCE] for begin in range(0, len(touched), _AT_ONCE))
 
 
 def _in_rounds(repository: Repository, head: str, config: Codebase) -> Iterator[list[_Commit]]:
@@ -172,7 +180,7 @@ def cleaned(message: bytes) -> str:
 
 def _wanted(commit: _Commit, config: Codebase) -> list[_Touched]:
     """What of a commit is an edit of a file that is read, as far as paths and modes tell."""
-    include, exclude = _patterns(config)
+    include, exclude = matcher(config.include), matcher(config.exclude)
     return [
         file
         for file in commit.touched
@@ -182,11 +190,6 @@ def _wanted(commit: _Commit, config: Codebase) -> list[_Touched]:
         and include.match(file.path)
         and not exclude.match(file.path)
     ]
-
-
-def _patterns(config: Codebase) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    include = [config.include] if isinstance(config.include, str) else config.include
-    return matcher(include), matcher(config.exclude)
 
 
 def _is_read(path: str, languages: Collection[str]) -> bool:

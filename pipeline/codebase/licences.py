@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 LICENCE_FILE = re.compile(r"(?:licen[cs]e|copying|unlicense)(?:[.\-_].*)?", re.IGNORECASE)
 
-_SPDX = re.compile(r"SPDX-License-Identifier:\s*([^\n*]+?)\s*(?:\*/|-->|\*|\n|$)")
+_SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*(\(*[A-Za-z0-9][\w.+:() \t-]*?)\s*(?:\*/|-->|\*|\n|$)")
 _BEGINNING = 4_000  # characters in which a file names its licence
 
 # Phrases that all have to be there, in words separated by single spaces. A file that holds or names several licences is

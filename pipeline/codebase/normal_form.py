@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import warnings
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+from pipeline.codebase.python_tree import python_tree
 
 LEAST_STATEMENTS: Final = 3  # a getter or a wrapper is written the same way by anybody
 LEAST_NODES: Final = 30
@@ -38,10 +40,31 @@ class _End(NamedTuple):
     statements: int
 
 
+class _Kind(NamedTuple):
+    """A type of node. fields: names, and whether their texts are kept."""
+
+    name: str
+    fields: tuple[tuple[str, bool], ...]
+    statement: bool
+    function: bool
+
+
+_KINDS: Final[Mapping[type, _Kind]] = {
+    kind: _Kind(
+        kind.__name__,
+        tuple((name, (kind.__name__, name) in _KEPT) for name in kind._fields if name not in _LEFT_OUT),
+        issubclass(kind, ast.stmt),
+        kind in (ast.FunctionDef, ast.AsyncFunctionDef),
+    )
+    for kind in vars(ast).values()
+    if isinstance(kind, type) and issubclass(kind, ast.AST)
+}
+
+
 @dataclass
 class _Flat:
-    """A tree as a list. items: types of nodes, lengths of lists, kept texts. names_at, names: the items that are
-    numbered, with their places in order."""
+    """A tree as a list. items: a node's type with the lengths of its lists and its kept texts, or a name's place.
+    names_at, names: the items that are numbered, with their places in order."""
 
     items: list[str] = field(default_factory=list)
     names_at: list[int] = field(default_factory=list)
@@ -52,11 +75,8 @@ class _Flat:
 def normal_forms(text: str) -> frozenset[bytes]:
     """One of 16 bytes for each function and for the file as a whole, of those that are not too small to tell; none
     where the text is no Python."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
-            tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last: a parser's stack, not the machine's
+    tree = python_tree(text)
+    if tree is None:
         return frozenset()
     flat = _flatten(tree)
     large = (p for p in flat.pieces if p.nodes >= LEAST_NODES and p.statements >= LEAST_STATEMENTS)
@@ -75,50 +95,54 @@ def _digest(flat: _Flat, piece: _Piece) -> bytes:
 def _flatten(tree: ast.Module) -> _Flat:
     """Without recursion: a sum of a thousand terms is a thousand levels deep."""
     flat, nodes, statements = _Flat(), 0, 0
-    stack: list[ast.AST | str | _End] = [_End(0, 0, 0), tree]
+    stack: list[ast.AST | _End] = [_End(0, 0, 0), tree]
     while stack:
         node = stack.pop()
-        if isinstance(node, str):
-            flat.items.append(node)
-            continue
         if isinstance(node, _End):
             piece = _Piece(node.begin, len(flat.items), nodes - node.nodes, statements - node.statements)
             flat.pieces.append(piece)
             continue
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        kind = _KINDS[type(node)]
+        if kind.function:
             stack.append(_End(len(flat.items), nodes, statements))
         nodes += 1
-        statements += isinstance(node, ast.stmt)
-        stack.extend(reversed(_open(node, flat)))
+        statements += kind.statement
+        if isinstance(node, ast.Name):  # every third node
+            flat.items.append("Name")
+            _write_name(node.id, flat)
+        elif isinstance(node, ast.Constant):
+            flat.items.append(f"Constant {type(node.value).__name__}")
+        else:
+            stack += _open(node, kind, flat)[::-1]
     return flat
 
 
-def _open(node: ast.AST, flat: _Flat) -> list[ast.AST | str | _End]:
-    """Writes the node's type and texts; gives its children, and the lengths of lists between them."""
-    kind = type(node).__name__
-    flat.items.append(kind)
-    if isinstance(node, ast.Constant):
-        flat.items.append(type(node.value).__name__)
-        return []
-    children: list[ast.AST | str | _End] = []
-    for name in node._fields:
+def _open(node: ast.AST, kind: _Kind, flat: _Flat) -> list[ast.AST]:
+    """Writes the node and its names; gives its children."""
+    said = [kind.name]
+    at = len(flat.items)
+    flat.items.append("")
+    children: list[ast.AST] = []
+    for name, kept in kind.fields:
         value = getattr(node, name, None)
-        if name in _LEFT_OUT:
-            continue
         if isinstance(value, ast.AST):
             children.append(value)
         elif isinstance(value, list):
-            kept = [one for one in value if not _says_nothing(one)]
-            children.append(str(len(kept)))
-            for one in kept:
+            telling = [one for one in value if not _says_nothing(one)]
+            said.append(str(len(telling)))
+            for place, one in enumerate(telling):
                 if isinstance(one, str):
                     _write_name(one, flat)
+                elif one is None:
+                    said.append(f"-{place}")
                 else:
-                    children.append(one if one is not None else "-")
-        elif isinstance(value, str) and (kind, name) not in _KEPT:
+                    children.append(one)
+        elif isinstance(value, str) and not kept:
+            said.append("name")
             _write_name(value, flat)
         else:
-            flat.items.append("-" if value is None else str(value))
+            said.append("-" if value is None else str(value))
+    flat.items[at] = " ".join(said)
     return children
 
 

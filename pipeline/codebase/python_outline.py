@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.codebase.offsets import characters_before
+from pipeline.codebase.python_tree import python_tree
 from pipeline.codebase.types import Import, Outline, Span, Symbol, SymbolKind
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -27,15 +27,8 @@ _FIELDS = {
 def python_outline(text: str) -> Outline | None:
     """None where it does not parse, or nests deeper than the parser goes."""
     shift = int(text.startswith("\ufeff"))  # a mark of the encoding, which the parser takes for a character
-    source = text[shift:]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on escapes such as "\d"; as errors they would fail the file
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        # ValueError: a NUL, a lone surrogate. MemoryError: the parser's own word for too deeply nested.
-        return None
-    return _Walk(_Places(text, source.encode(), shift)).outline(tree)
+    tree = python_tree(text)
+    return None if tree is None else _Walk(_Places(text, text[shift:].encode(), shift)).outline(tree)
 
 
 class _Places:

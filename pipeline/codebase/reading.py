@@ -5,22 +5,31 @@ The checkout is opened for reading only. Every file ends in exactly one place, `
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
+from pipeline.codebase import workers
 from pipeline.codebase.classify import cpp_headers, is_document, is_test, language_of, matcher, of_path
 from pipeline.codebase.history import History
 from pipeline.codebase.licences import LICENCE_FILE, is_allowed, licence_of_text
 from pipeline.codebase.listing import Entry, Listing, list_files, locate
-from pipeline.codebase.readings import Outliner, Reading, Wanted, open_shelf, read_chunk, read_file, version_of
+from pipeline.codebase.readings import (
+    TOO_MUCH,
+    Outliner,
+    Reading,
+    Wanted,
+    open_shelf,
+    read_chunk,
+    read_file,
+    version_of,
+)
+from pipeline.codebase.summary import commonest
 from pipeline.codebase.types import Code, LeftOut, SourceFile
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
@@ -31,6 +40,7 @@ Chunk = list[Wanted]
 _CHUNK_BYTES = 1_000_000
 _CHUNK_FILES = 200
 _ALONE = 4_000_000  # bytes up to which other processes are not worth their start
+_HARMLESS = 16_000  # bytes in which no parser goes too deep
 
 
 def read_code(
@@ -54,15 +64,14 @@ def read_code(
     if not listing.entries and not listing.left_out:
         raise DataError(f"source.path: {config.path} is empty: give the folder that its code is in")
     wanted, left_out = _choose(config, listing)
-    readings = _read_all(listing.root, wanted, outline, advance or _silent, cache, listing.entries)
+    with workers.without_collection():
+        readings = _read_all(listing.root, wanted, outline, advance or _silent, cache, listing.entries)
     files, more, secrets = _sort(config, listing, readings)
     left_out = [*listing.left_out, *left_out, *more]
     if not files:
-        common = Counter(each.reason for each in left_out).most_common(3)
-        why = ", ".join(f"{reason} {n}" for reason, n in common)
         raise DataError(
-            f"source.path: {config.path} has no file that can be used ({why}): give another folder, or change "
-            "source.include, source.languages or source.licences"
+            f"source.path: {config.path} has no file that can be used (left out: {commonest(left_out)}): "
+            "give another folder, or change source.include, source.languages or source.licences"
         )
     history = changes(listing.root, config) if config.commits else History(())
     secrets.update(history.secrets)
@@ -141,12 +150,11 @@ def _read_all(
 
 def _read(root: Path, wanted: list[Wanted], outline: Outliner) -> Iterator[list[tuple[Wanted, Reading]]]:
     chunks = list(_chunks(wanted))
-    workers = min(len(os.sched_getaffinity(0)), len(chunks))
-    if workers < 2 or sum(each.entry.size for each in wanted) < _ALONE:
-        yield from (read_chunk(root, chunk, outline) for chunk in chunks)
+    if sum(each.entry.size for each in wanted) < _ALONE and not any(map(_may_be_too_much, wanted)):
+        yield from ([(each, read_file(root, each, outline)) for each in chunk] for chunk in chunks)
         return
     unfinished: list[Chunk] = []
-    with _pool(workers) as pool:
+    with workers.pool(min(len(os.sched_getaffinity(0)), len(chunks))) as pool:
         futures = {pool.submit(read_chunk, root, chunk, outline): chunk for chunk in chunks}
         try:
             for future in as_completed(futures):
@@ -164,19 +172,18 @@ def _read(root: Path, wanted: list[Wanted], outline: Outliner) -> Iterator[list[
 def _read_one_by_one(root: Path, left: list[Wanted], outline: Outliner) -> Iterator[tuple[Wanted, Reading]]:
     """Some file ends the process that reads it, as a parser that goes too deep does: only that one is lost."""
     while left:
-        with _pool(1) as pool:
+        with workers.pool(1) as pool:
             try:
                 while left:
-                    yield left[0], pool.submit(read_file, root, left[0], outline).result()
+                    yield pool.submit(read_chunk, root, left[:1], outline).result()[0]
                     del left[0]
             except BrokenProcessPool:
-                yield left.pop(0), Reading(reason="unparsable", detail="its parser crashed")
+                yield left.pop(0), TOO_MUCH
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    """Fresh processes: a fork of one that runs torch's threads may hang. Ctrl-C is the parent's to handle."""
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+def _may_be_too_much(wanted: Wanted) -> bool:
+    """Python's own parser has limits of its own; the others' need a process to end."""
+    return wanted.language not in (None, "python") and wanted.entry.size > _HARMLESS
 
 
 def _chunks(wanted: list[Wanted]) -> Iterator[Chunk]:
@@ -215,7 +222,7 @@ def _sort(
         secrets.update(reading.secrets)
         tests = is_test(path, language)
         files.append(
-            SourceFile(path, language, reading.text, reading.digest, reading.outline, licence, tests, reading.forms)
+            SourceFile(path, language, reading.text, reading.digest, reading.outline, licence, tests, reading.sketch)
         )
     return files, left_out, secrets
 

@@ -19,14 +19,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.codebase.classify import PEEK, decode, is_binary, of_text
+from pipeline.codebase.duplicates import sketch
 from pipeline.codebase.licences import licence_of_file
 from pipeline.codebase.listing import Entry
-from pipeline.codebase.normal_form import normal_forms
 from pipeline.codebase.secrets import redact
-from pipeline.codebase.types import Import, Language, Outline, Reason, Span, Symbol
+from pipeline.codebase.types import Import, Language, Outline, Reason, Sketch, Span, Symbol
+from pipeline.codebase.workers import limited, without_collection
 from pipeline.errors import DataError
 
 Outliner = Callable[[str, Language], Outline | None]
@@ -43,17 +44,19 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Reading:
-    """text: without secrets; "" where there is a reason to leave the file out. secrets: detector -> how many. forms:
-    see `normal_forms`."""
+    """text: without secrets; "" where there is a reason to leave the file out. secrets: detector -> how many."""
 
     text: str = ""
     digest: str = ""
     licence: str | None = None
     outline: Outline | None = None
+    sketch: Sketch | None = None
     secrets: Mapping[str, int] = field(default_factory=dict)
     reason: Reason | None = None
     detail: str = ""
-    forms: frozenset[bytes] = frozenset()
+
+
+TOO_MUCH: Final = Reading(reason="unparsable", detail="its parser crashed, or took too much time or memory")
 
 
 # ---- reading ----
@@ -78,26 +81,31 @@ def read_file(root: Path, wanted: Wanted, outline: Outliner) -> Reading:
         return Reading(reason="undecodable")
     if left_out := of_text(text, wanted.language):
         return Reading(reason=left_out[0], detail=left_out[1])
-    return _of(text, hashlib.sha256(data).hexdigest(), wanted.language, outline)
+    try:
+        return _of(text, hashlib.sha256(data).hexdigest(), wanted.language, outline)
+    except (RecursionError, MemoryError):
+        return TOO_MUCH
 
 
 def read_chunk(root: Path, chunk: Sequence[Wanted], outline: Outliner) -> list[tuple[Wanted, Reading]]:
-    """What another process is given: it imports this module and `outline`'s, and little else."""
-    return [(each, read_file(root, each, outline)) for each in chunk]
+    """What another process is given: it imports this module and `outline`'s, and little else. A file that asks too much
+    ends it."""
+    readings = []
+    with without_collection():
+        for each in chunk:
+            with limited(each.entry.size):
+                readings.append((each, read_file(root, each, outline)))
+    return readings
 
 
 def _of(text: str, digest: str, language: Language | None, outline: Outliner) -> Reading:
     clean, secrets = redact(text)
     if language is None:
-        return Reading(clean, digest, licence_of_file(clean), secrets=secrets)
-    try:
-        found = outline(clean, language)
-    except (RecursionError, MemoryError):  # a parser that very deep nesting overwhelms
-        found = None
+        return Reading(clean, digest, licence_of_file(clean), None, sketch(clean, None), secrets)
+    found = outline(clean, language)
     if found is None:
         return Reading(reason="unparsable", secrets=secrets)
-    forms = normal_forms(clean) if language == "python" else frozenset()
-    return Reading(clean, digest, licence_of_file(clean), found, secrets, forms=forms)
+    return Reading(clean, digest, licence_of_file(clean), found, sketch(clean, language), secrets)
 
 
 def _bytes(full: str, most: int) -> bytes | None:
@@ -202,8 +210,9 @@ def _packed(reading: Reading) -> bytes:
         "secrets": dict(reading.secrets),
         "reason": reading.reason,
         "detail": reading.detail,
-        "forms": sorted(form.hex() for form in reading.forms),
     }
+    if reading.sketch is not None:
+        value["sketch"] = [reading.sketch.signature.hex(), sorted(form.hex() for form in reading.sketch.forms)]
     if reading.outline is not None:
         found = reading.outline
         value["outline"] = [
@@ -216,9 +225,16 @@ def _packed(reading: Reading) -> bytes:
 
 def _unpacked(body: bytes) -> Reading:
     value = json.loads(zlib.decompress(body))
-    outlined = value.pop("outline", None)
-    forms = frozenset(map(bytes.fromhex, value.pop("forms")))
-    return Reading(**value, forms=forms, outline=None if outlined is None else _outline(*outlined))
+    outlined, sketched = value.pop("outline", None), value.pop("sketch", None)
+    return Reading(
+        **value,
+        outline=None if outlined is None else _outline(*outlined),
+        sketch=None if sketched is None else _sketch(*sketched),
+    )
+
+
+def _sketch(signature: str, forms: list[str]) -> Sketch:
+    return Sketch(bytes.fromhex(signature), frozenset(map(bytes.fromhex, forms)))
 
 
 def _outline(symbols: list[list[Any]], imports: list[list[Any]], statements: list[list[int]]) -> Outline:

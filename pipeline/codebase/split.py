@@ -14,7 +14,9 @@ from typing import Final, NamedTuple
 from pipeline.codebase.duplicates import Profile, groups, nearest, profile
 from pipeline.codebase.history import untouched_since
 from pipeline.codebase.mirrors import mirrored, modules
-from pipeline.codebase.types import Change, Code, Language, SourceFile, Split
+from pipeline.codebase.summary import commonest
+from pipeline.codebase.types import Change, Code, Language, Sketch, SourceFile, Split
+from pipeline.codebase.workers import without_collection
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
 
@@ -49,12 +51,12 @@ def split(code: Code, config: Codebase) -> Split:
     """
     if len(code.files) < 2:
         raise DataError(
-            f"{code.root}: {len(code.files)} file cannot be split into training and held out; "
-            "widen source.include, source.languages or source.licences"
+            f"source.path: {code.root}: one file cannot be split into training and held out "
+            f"(left out: {commonest(code.left_out)}): widen source.include, source.languages or source.licences"
         )
     files = sorted(code.files, key=lambda file: file.path)
     compared = Compared({PurePosixPath(file.path).suffix: file.language for file in files})
-    profiles = [compared.of(file.text, file.path, file.forms) for file in files]
+    profiles = [compared.of(file.text, file.path, file.sketch) for file in files]
     if config.split == "time":
         newest = _newest(code, config.held_out)
         held_out = _written_by(code, newest)
@@ -70,7 +72,9 @@ def split(code: Code, config: Codebase) -> Split:
     train = {files[number].path: profiles[number] for number in kept if files[number].path not in dropped}
     if not train or not held_out:
         side = "held out" if train else "left for training"
-        raise DataError(f"{code.root}: no file is {side}; change source.held_out, or source.split from {config.split}")
+        raise DataError(
+            f"source.split: {code.root}: no file is {side}; change source.held_out, or source.split from {config.split}"
+        )
     if config.split != "time":
         newest = _measuring(code.changes, held_out, list(train.values()), compared)
     measuring = {change.commit for change in newest}
@@ -177,11 +181,12 @@ class Compared:
         self._languages = languages
         self._profiles: dict[tuple[str, str], Profile] = {}
 
-    def of(self, text: str, path: str, forms: frozenset[bytes] | None = None) -> Profile:
-        """forms: where they are known already."""
+    def of(self, text: str, path: str, known: Sketch | None = None) -> Profile:
+        """known: the text's sketch, where the reading made it."""
         key = PurePosixPath(path).suffix, text
         if key not in self._profiles:
-            self._profiles[key] = profile(text, self._languages.get(key[0]), forms)
+            with without_collection():
+                self._profiles[key] = profile(text, self._languages.get(key[0]), known)
         return self._profiles[key]
 
 

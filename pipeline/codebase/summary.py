@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,6 +58,12 @@ def summary(code: Code) -> Summary:
         tuple(sorted(dropped, key=lambda row: (-row.files, row.reason))),
         tuple(sorted(replaced, key=lambda row: (-row.secrets, row.detector))),
     )
+
+
+def commonest(left_out: Iterable[LeftOut]) -> str:
+    """The three reasons that most files are left out for, for an error's line; "nothing" where all are used."""
+    common = Counter(each.reason for each in left_out).most_common(3)
+    return ", ".join(f"{reason.replace('_', ' ')} {n}" for reason, n in common) or "nothing"
 
 
 def _taken(language: str, files: list[SourceFile]) -> Taken:

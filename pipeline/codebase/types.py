@@ -78,12 +78,21 @@ class Outline:
 
 
 @dataclass(frozen=True)
+class Sketch:
+    """By what a text is compared with others, see `pipeline/codebase/duplicates.py`. signature: of MinHash, as bytes;
+    empty for a text that is too short to tell. forms: of its functions and of the whole."""
+
+    signature: bytes
+    forms: frozenset[bytes]
+
+
+@dataclass(frozen=True)
 class SourceFile:
     """A file that is used. outline: None where there is no parser for its language (a README, a TOML file).
 
     digest: of the bytes on disk. licence: an SPDX identifier, where the file or the nearest licence file tells.
-    is_test: whether it holds tests, by its name and place, as test runners find them. forms: of its functions, equal
-    where code is equal but for names (`normal_form.normal_forms`), worked out when it was read; None: not yet.
+    is_test: whether it holds tests, by its name and place, as test runners find them. sketch: of its text; None where
+    nobody made it yet.
     """
 
     path: str
@@ -93,7 +102,7 @@ class SourceFile:
     outline: Outline | None = None
     licence: str | None = None
     is_test: bool = False
-    forms: frozenset[bytes] | None = None
+    sketch: Sketch | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of reading a repository of a million lines, the first time and with a cache.
+"""Seconds and peak memory of reading, linking and splitting a repository of a million lines, first and with a cache.
 
     python -m tests.benchmark.reading [--lines 1000000] [--change 20]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import resource
@@ -23,9 +24,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.codebase.links import links_of
 from pipeline.codebase.outline import outline_of
 from pipeline.codebase.reading import read_code
+from pipeline.codebase.split import split
 from pipeline.recipe import Codebase
+
+STAGES = ("reading", "links", "split")
 
 
 def sources() -> Iterator[tuple[str, Path]]:
@@ -64,29 +69,36 @@ def no_history(*_: Any) -> Any:
 
 
 def measure(folder: Path, cache: Path) -> None:
-    """Reads once, and prints what it took as JSON."""
+    """Goes through it once, and prints what it took as JSON."""
     steps = 0
 
     def advance(done: int, total: int) -> None:
         nonlocal steps
         steps += 1
 
-    start = time.monotonic()
     config = Codebase(path=str(folder))
+    times = [time.monotonic()]
     code = read_code(config, folder=folder, outline=outline_of, changes=no_history, advance=advance, cache=cache)
-    seconds = time.monotonic() - start
+    times.append(time.monotonic())
+    links = links_of(code)
+    times.append(time.monotonic())
+    sides = split(code, config)
+    times.append(time.monotonic())
+    stages = [end - begin for begin, end in itertools.pairwise(times)]
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     own, others = (each.ru_maxrss / 1024 for each in usage)
     busy = sum(each.ru_utime + each.ru_stime for each in usage)
     lines = sum(file.text.count("\n") for file in code.files)
     cores = len(os.sched_getaffinity(0))
     said = {
-        "seconds": seconds,
+        "stages": stages,
         "busy": busy,
         "peak": own + cores * others,
         "files": len(code.files),
         "lines": lines,
         "steps": steps,
+        "linked": len(links.callers),
+        "held out": len(sides.held_out),
     }
     print(json.dumps(said | {"left out": len(code.left_out), "secrets": sum(code.secrets.values())}))
 
@@ -110,9 +122,11 @@ def main() -> None:
             command = [sys.executable, "-m", "tests.benchmark.reading", "--measure", str(repository), str(cache)]
             said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(
-                f"{name:>20}: {said['seconds']:6.1f} s ({said['busy']:.1f} s of all cores), "
-                f"peak {said['peak']:6,.0f} MB, {said['files']:,} files, {said['lines']:,} lines, "
-                f"{said['left out']} left out, {said['secrets']} secrets"
+                f"{name:>20}: {sum(said['stages']):6.1f} s ({said['busy']:.1f} s of all cores): "
+                + ", ".join(f"{stage} {s:.1f}" for stage, s in zip(STAGES, said["stages"], strict=True))
+                + f"; peak {said['peak']:6,.0f} MB, {said['files']:,} files, {said['lines']:,} lines, "
+                f"{said['left out']} left out, {said['secrets']} secrets, {said['linked']:,} symbols with callers, "
+                f"{said['held out']} files held out"
             )
         print(f"{'cache':>20}: {cache.stat().st_size / 1e6:,.1f} MB")
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -22,8 +23,9 @@ from pipeline.codebase.classify import cpp_headers, decode, is_test, language_of
 from pipeline.codebase.history import History
 from pipeline.codebase.licences import LICENCE_FILE, is_allowed, licence_of_text
 from pipeline.codebase.listing import list_files, locate
+from pipeline.codebase.outline import outline_of
 from pipeline.codebase.reading import read_code
-from pipeline.codebase.readings import Wanted, read_file
+from pipeline.codebase.readings import TOO_MUCH, Wanted, read_file
 from pipeline.codebase.summary import summary
 from pipeline.codebase.types import Code, Import, Language, Outline, Span, Symbol
 from pipeline.errors import DataError
@@ -698,7 +700,7 @@ def test_a_file_that_is_no_cache_is_named(tmp_path: Path) -> None:
 
 def make_many(folder: Path, files: int = 1200) -> Path:
     """Enough of them that other processes are asked: more than 4 megabytes."""
-    write_files(folder, {f"d{n % 7}/f{n}.py": f"x = {n}\n" * 500 for n in range(files)})
+    write_files(folder, {f"d{n % 7}/f{n}.py": f"x = {n}\n" + "# read in no time\n" * 200 for n in range(files)})
     return folder
 
 
@@ -728,6 +730,43 @@ def test_a_file_that_ends_its_reader_costs_nothing_else(tmp_path: Path) -> None:
     code = read(root, outline=deadly_outline)
     assert reasons(code) == {"d3/bad.py": "unparsable", "d4/worse.py": "unparsable"}
     assert len(code.files) == 1200
+
+
+def test_what_overwhelms_a_parser_costs_nothing_else(tmp_path: Path) -> None:
+    """Either would crash this process."""
+    root = tmp_path / "r"
+    write_files(root, {"a.c": "a =>\n" * 60_000, "B.java": "a =>\n" * 60_000})
+    write_files(root, {"d.py": "x = 1\n", "e.go": "package e\n"})
+    code = read(root, outline=outline_of, largest_kilobytes=1024)
+    assert paths(code) == ["d.py", "e.go"]
+    assert {(each.path, each.reason, each.detail) for each in code.left_out} == {
+        (path, "unparsable", TOO_MUCH.detail) for path in ("a.c", "B.java")
+    }
+
+
+@pytest.mark.parametrize(
+    ("asks", "ends"),
+    [
+        ("while True: pass", -signal.SIGPROF),
+        ("bytes(10 << 20)", 0),
+        ("bytes(300 << 20)", 1),
+        ("pass\nwhile time.process_time() < 0.5: pass\nbytes(300 << 20)", 0),
+    ],
+)
+def test_the_limits_of_a_file(asks: str, ends: int) -> None:
+    """0.2 seconds and 100 megabytes here; afterwards there is none."""
+    code = f"""
+import time
+from pipeline.codebase import workers
+workers.SECONDS, workers.MEMORY = 0.2, 100 << 20
+with workers.limited(0):
+    {asks}
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == ends, result.stderr
+    assert ("MemoryError" in result.stderr) == (ends == 1)
 
 
 def test_an_error_in_another_process_is_the_callers(tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ ORDINARY = (
     'id = "123e4567-e89b-12d3-a456-426614174000"', 'sha256 = "' + letters(64, HEX) + '"', "d = {'key': value}",
     'tokens = ["<unk>", "<pad>"]', 'ALPHABET = "' + string.ascii_letters + DIGITS + '"', "token: Uint8Array",
     'password = f"{SETTINGS["one"]}"', 'password = f"my-{self.get("it")}"',
+    'password = "{SECRETS["password"]}"',
     'password="<your password>"', 'password="${DB_PASSWORD}"', 'name = "this-is-a-very-long-name-of-a-thing-1"',
 )  # fmt: skip
 

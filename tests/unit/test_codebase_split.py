@@ -22,12 +22,12 @@ from typing import Literal
 import pytest
 
 from pipeline.codebase.classify import is_test
-from pipeline.codebase.duplicates import NEAR, groups, nearest, profile, shingles, similarity
+from pipeline.codebase.duplicates import NEAR, groups, nearest, profile, shingles, similarity, sketch
 from pipeline.codebase.history import read_changes
 from pipeline.codebase.mirrors import mirrored
 from pipeline.codebase.normal_form import normal_forms
 from pipeline.codebase.split import split
-from pipeline.codebase.types import Change, Code, Edit, SourceFile, Split
+from pipeline.codebase.types import Change, Code, Edit, Sketch, SourceFile, Split
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
 from tests.programs import LICENCE, edited, first_function, function, program, renamed
@@ -204,6 +204,36 @@ def test_forms_are_equal_where_the_naive_ones_are() -> None:
     assert [len(one) for one in ours] == [len(one) for one in naive]
 
 
+def test_the_nearest_is_the_first_that_is_near() -> None:
+    """Every second file of the sample, against the others and itself further on."""
+    texts = [file.text for file in sample().files]
+    ones, others = texts[::2], [*texts[1::2], *texts[::2]]
+    expected = {}
+    for number, one in enumerate(ones):
+        for other, text in enumerate(others):
+            left, right = naive_shingles(one), naive_shingles(text)
+            alike = left and right and len(left & right) / len(left | right) >= NEAR
+            if alike or naive_forms(one) & naive_forms(text):
+                expected[number] = other
+                break
+    assert any(other < len(texts[1::2]) for other in expected.values())
+    assert any(other >= len(texts[1::2]) for other in expected.values())
+    found = nearest([profile(text, "python") for text in ones], [profile(text, "python") for text in others])
+    assert found == expected
+
+
+def test_a_sketch_that_is_known_is_used_and_changes_nothing() -> None:
+    texts = [file.text for file in sample().files]
+    fresh = [profile(text, "python") for text in texts]
+    assert groups([profile(text, "python", sketch(text, "python")) for text in texts]) == groups(fresh)
+    with_sketches = replace(
+        sample(), files=tuple(replace(file, sketch=sketch(file.text, "python")) for file in sample().files)
+    )
+    assert split(with_sketches, by()) == split(sample(), by())
+    nothing = tuple(replace(file, sketch=Sketch(b"", frozenset())) for file in sample().files)
+    assert split(replace(sample(), files=nothing), by()) != split(sample(), by())
+
+
 # ---- planted copies ----
 
 
@@ -289,11 +319,28 @@ def test_similarities_around_the_threshold() -> None:
     assert seen == {True, False}
 
 
+def test_files_of_one_mould() -> None:
+    """Two thirds of each are in all of them. When no exact comparison is left, what may be near is kept together."""
+    rng = random.Random(0)
+    mould = [f"w{n}" for n in range(600)]
+    texts = [" ".join([*mould, *(f"x{rng.randrange(10**6)}" for _ in range(90))]) for _ in range(30)]
+    copy = texts[3].replace("w7 ", "v7 ")
+    profiles = [profile(text, None) for text in [*texts, copy]]
+    assert groups(profiles) == (*range(30), 3)
+    assert groups(profiles, most=0) == (0,) * 31
+    some = groups(profiles, most=70_000)
+    assert len(set(some)) < 30
+    assert some[3] == some[30]
+    assert nearest(profiles[30:], profiles[:30]) == {0: 3}
+    assert nearest(profiles[30:], profiles[:30], most=0) == {0: 0}
+    assert nearest([profile(program(1), None)], profiles, most=0) == {}
+
+
 @pytest.mark.parametrize(
     "text", ["", " \n", "def f(:\n", "x = " + "+".join("y" * 3000), "x = " + "(" * 300, "\0", "é\ud800"]
 )
 def test_odd_texts_have_profiles(text: str) -> None:
-    assert profile(text, "python").forms == profile(text, "python").forms
+    assert profile(text, "python") == profile(text, "python")
     assert groups([profile(text, "python"), profile(program(1), "python")]) == (0, 1)
 
 
