@@ -92,7 +92,9 @@ def _opened(config: Codebase, shelf: Shelf) -> Opened:
 def examples_of(source: CodebaseSource, name: str, held_out: int, reader: Reader) -> Examples:
     """A task's examples on either side of the split, at most `source.count` and `held_out` of them.
 
-    Raises DataError: a side without any, a codebase that cannot be read.
+    A source that is trained may have none that is held out, as where every commit touches both sides: that is said.
+    Raises DataError: none to train on, or of a source that is only measured none held out; a codebase that cannot be
+    read.
     """
     config = source.of or reader.own
     assert config is not None, "the recipe's checks want one"
@@ -116,16 +118,17 @@ def examples_of(source: CodebaseSource, name: str, held_out: int, reader: Reader
             made = with_gradings(found, count, opened.code, config.tests, reader.bench, whose, only=only)
         else:
             made = [each for _, each in islice(found, count)]
-        if not made:
-            raise DataError(
-                f"data.sources.{name}: no place for the task {source.task} is {what} in {config.path}; "
-                f"`tutelage ingest {config.path}` shows what there is, and what each task needs"
-            )
         return tuple(made)
 
     hidden = side("held out", sides.held_out_changes if by_change else sides.held_out, held_out, room)
     allowed = sides.train_changes if by_change else sides.train
     train = side("to train on", allowed, source.count, replace(room, withheld=withheld(sides)))
+    lacks = "to train on" if hidden and not train else "held out" if not hidden else None
+    nothing = f"data.sources.{name}: no place for the task {source.task} is {lacks} in {config.path}"
+    if lacks and not (train if source.weight else hidden):
+        raise DataError(f"{nothing}; `tutelage ingest {config.path}` shows what there is, and what each task needs")
+    if lacks == "held out":
+        reader.bench.display.note(f"{nothing}: it is trained, and not measured")
     digest = blake2b(sides.fingerprint.encode(), digest_size=16)
     for each in (*train, *hidden):
         digest.update(repr((each.conversation, each.reference, each.retrieved, each.grading)).encode())
