@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from pipeline.recipe import Grades, Rewrites
+from pipeline.recipe_losses import Grades, Rewrites
 from pipeline.rewrites import Room, marks_of, rewrite_rollout
 from pipeline.targets import Row, Score
 from pipeline.types import Advantage, Divergence, Rollout

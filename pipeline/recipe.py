@@ -1,7 +1,7 @@
-"""What a recipe may say. A frozen model per section; reading YAML into it is `recipe_file.py`. Imports no torch.
+"""What a recipe may say. A frozen model per section; reading YAML into it is `recipe_file.py`.
 
 Every section holds at most a dozen fields, and where one choice makes other fields meaningless the choice is a union
-on `kind`, so that a wrong pairing is refused when the file is read.
+on `kind`, so that a wrong pairing is refused when the file is read. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,30 +9,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, Tag, ValidationInfo, model_validator
 
 from pipeline.codebase.types import Language, TaskName
 from pipeline.recipe_checks import disagreements
-from pipeline.types import Divergence, Losses
+from pipeline.recipe_losses import Average, Objective
+from pipeline.recipe_values import (
+    AsTuple,
+    Decay,
+    Fraction,
+    Name,
+    Positive,
+    TextList,
+    TextOrList,
+    Weight,
+    named,
+    text_or,
+)
 from teachers.config import MAX_TEACHERS, Budget, Price, RepositorySuite, Section, TeacherConfig
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="letters, digits, - and _")]
-
-
-def _text_or(other: str) -> Discriminator:
-    """Chooses between a text and something else by type, so that a mistake is reported once and not per member."""
-    return Discriminator(lambda value: "text" if isinstance(value, str) else other)
-
-
-# A recipe is read strictly, and behind a validator of ours a list is no longer JSON's, which may become a tuple.
-AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-TextList = Annotated[tuple[str, ...], Field(min_length=1), AsTuple]
-TextOrList = Annotated[Annotated[str, Tag("text")] | Annotated[TextList, Tag("list")], _text_or("list")]
-
 
 # ---- code ----
 
@@ -65,7 +59,7 @@ class CodeTokenizer(Section):
 
 
 Tokenizer = Annotated[
-    Annotated[Literal["characters"], Tag("text")] | Annotated[CodeTokenizer, Tag("code")], _text_or("code")
+    Annotated[Literal["characters"], Tag("text")] | Annotated[CodeTokenizer, Tag("code")], text_or("code")
 ]
 
 
@@ -95,14 +89,9 @@ class LoraTuning(Lora):
     kind: Literal["lora"]
 
 
-def _named(value: Any) -> Any:
-    """`tune: lora` is short for `tune: {kind: lora}`."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
-Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind"), BeforeValidator(_named)]
+Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind"), BeforeValidator(named)]
 ModelName = Annotated[str, Field(min_length=1)]
-Model = Annotated[Annotated[ModelName, Tag("text")] | Annotated[NewModel, Tag("new")], _text_or("new")]
+Model = Annotated[Annotated[ModelName, Tag("text")] | Annotated[NewModel, Tag("new")], text_or("new")]
 
 
 class Student(Section):
@@ -211,7 +200,7 @@ class Rollouts(Section):
 
 
 Shares = Annotated[dict[str, Weight], Field(min_length=1)]
-TeacherOrShares = Annotated[Annotated[str, Tag("text")] | Annotated[Shares, Tag("shares")], _text_or("shares")]
+TeacherOrShares = Annotated[Annotated[str, Tag("text")] | Annotated[Shares, Tag("shares")], text_or("shares")]
 
 
 class ByDomain(Section):
@@ -259,156 +248,10 @@ class Cascade(Section):
 
 def _routing(value: Any) -> Any:
     """`routing: all` is short for `routing: {kind: all}`, and a table alone is by domain."""
-    return {"kind": "domain", **value} if isinstance(value, dict) else _named(value)
+    return {"kind": "domain", **value} if isinstance(value, dict) else named(value)
 
 
 Routing = Annotated[ByDomain | Mixture | AllTeachers | Cascade, Field(discriminator="kind"), BeforeValidator(_routing)]
-
-
-# ---- the loss ----
-
-
-class DenseDivergence(Section):
-    """Over the whole vocabulary."""
-
-    clip: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="nats; a position whose value is above it pulls no more (OPSD)"
-    )
-
-
-class ReverseKL(DenseDivergence):
-    kind: Literal["reverse_kl"] = "reverse_kl"
-
-
-class ForwardKL(DenseDivergence):
-    kind: Literal["forward_kl"]
-
-
-class JSD(DenseDivergence):
-    kind: Literal["jsd"]
-    beta: float = Field(0.5, gt=0, lt=1, description="0 and 1 are identically zero: say reverse_kl or forward_kl")
-
-
-class SkewKL(DenseDivergence):
-    kind: Literal["skew_kl", "skew_reverse_kl"]
-    alpha: float = Field(0.1, gt=0, lt=1)
-
-
-class TopKKL(Section):
-    kind: Literal["top_k_reverse_kl", "top_k_forward_kl"]
-    k: Positive = 32
-
-
-class TopKRenormalised(TopKKL):
-    tail: Literal[False] = False
-    mass_penalty: float = Field(0.0, ge=0, description="weight of -log(the student's mass on the kept entries)")
-
-
-class TopKWithTail(TopKKL):
-    tail: Literal[True]
-
-
-class PolicyGradient(Section):
-    kind: Literal["policy_gradient"]
-    ratio_low: float = Field(0.0, ge=0)
-    ratio_high: float = Field(2.0, gt=1)
-    advantage_clip: float = Field(5.0, gt=0)
-
-
-def _divergence_tag(value: Any) -> str:
-    if isinstance(value, Section):
-        return type(value).__name__
-    if not isinstance(value, dict):
-        return "unknown"
-    kind = value.get("kind", "reverse_kl")
-    if kind in ("top_k_reverse_kl", "top_k_forward_kl"):
-        return "TopKWithTail" if value.get("tail") is True else "TopKRenormalised"
-    names = {
-        "reverse_kl": "ReverseKL",
-        "forward_kl": "ForwardKL",
-        "jsd": "JSD",
-        "skew_kl": "SkewKL",
-        "skew_reverse_kl": "SkewKL",
-        "policy_gradient": "PolicyGradient",
-    }
-    return names.get(kind, "unknown") if isinstance(kind, str) else "unknown"
-
-
-DivergenceChoice = Annotated[
-    Annotated[ReverseKL, Tag("ReverseKL")]
-    | Annotated[ForwardKL, Tag("ForwardKL")]
-    | Annotated[JSD, Tag("JSD")]
-    | Annotated[SkewKL, Tag("SkewKL")]
-    | Annotated[TopKRenormalised, Tag("TopKRenormalised")]
-    | Annotated[TopKWithTail, Tag("TopKWithTail")]
-    | Annotated[PolicyGradient, Tag("PolicyGradient")],
-    Discriminator(_divergence_tag),
-    BeforeValidator(_named),
-]
-
-
-Average = Annotated[
-    Literal["trajectory", "token"],
-    Field(description="token lets long answers dominate; trajectory gives each answer the same weight"),
-]
-
-
-TopKChoice = Annotated[
-    Annotated[TopKRenormalised, Tag("TopKRenormalised")] | Annotated[TopKWithTail, Tag("TopKWithTail")],
-    Discriminator(_divergence_tag),
-    BeforeValidator(_named),
-]
-
-
-class SampledToken(Section):
-    """Policy gradient on the log-probability of the token that the student sampled."""
-
-    ratio_low: float = Field(0.0, ge=0)
-    ratio_high: float = Field(2.0, gt=1)
-    advantage_clip: float = Field(5.0, gt=0)
-
-
-class Grades(Section):
-    """A teacher's score of an answer, less a baseline, as the advantage of all its tokens."""
-
-    weight: float = Field(1.0, ge=0)
-    baseline: Literal["group", "running"] = Field(
-        "group", description="the mean of the prompt's other samples; or the running mean of the domain"
-    )
-    ratio_low: float = Field(0.0, ge=0)
-    ratio_high: float = Field(2.0, gt=1)
-
-
-class Rewrites(Section):
-    """A teacher's correction as a further supervised row, from where it begins to differ."""
-
-    weight: float = Field(1.0, ge=0)
-    least_kept: Fraction = Field(0.0, description="of the student's text; a rewrite that keeps less is left out")
-
-
-class Objective(Section):
-    """What each kind of answer trains: distributions, top-k, sampled tokens, grades, rewrites."""
-
-    divergence: DivergenceChoice = ReverseKL()
-    top_k: TopKChoice = Field(
-        TopKWithTail(kind="top_k_reverse_kl", tail=True),
-        description="for teachers that give their most probable entries",
-    )
-    sampled: SampledToken = SampledToken()
-    grades: Grades = Grades()
-    rewrites: Rewrites = Rewrites()
-    average: Average = "trajectory"
-    anchor: float = Field(0.0, ge=0, description="weight of reverse KL to the initial student")
-    reference: float = Field(0.0, ge=0, description="weight of supervised loss on the prompts' references")
-    chunk_megabytes: Positive = Field(64, description="logits held at once; lower it when memory runs out")
-
-    def as_divergence(self) -> Divergence:
-        return Divergence(**self.divergence.model_dump())
-
-    def losses(self) -> Losses:
-        """What each kind of distribution is taught with."""
-        sampled = Divergence("policy_gradient", **self.sampled.model_dump())
-        return Losses(self.as_divergence(), Divergence(**self.top_k.model_dump()), sampled)
 
 
 # ---- the pool ----

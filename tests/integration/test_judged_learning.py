@@ -11,6 +11,7 @@ from pipeline import recipe
 from pipeline.evaluate import answer_text
 from pipeline.judgments import Baselines, JudgedSettings, judge
 from pipeline.metrics import Sums, collect, describe, describe_judged
+from pipeline.recipe_losses import Grades, Rewrites
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.student import Student, load_student
 from pipeline.targets import Row, build_batch, normaliser
@@ -42,7 +43,7 @@ def learn(student: Student, teacher: Teacher, baseline: str, steps: int = STEPS)
     sampling = SamplingSettings(max_new_tokens=TOKENS, samples_per_prompt=SAMPLES)
     write = student_writer(student.lm, sampling, seed=0)
     prompts = [Prompt(f"p{n}", "source", "a", RawText(f"say {n}: ")) for n in range(PROMPTS)]
-    settings = JudgedSettings(recipe.Grades(baseline=baseline), recipe.Rewrites(), TOKENS + 2)  # type: ignore[arg-type]
+    settings = JudgedSettings(Grades(baseline=baseline), Rewrites(), TOKENS + 2)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     baselines, lines = Baselines(), []
     for step in range(steps):

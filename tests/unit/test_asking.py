@@ -14,8 +14,8 @@ import torch
 from pipeline.asking import Asked, Asking, judged_by_prompt, request_of, rows_of
 from pipeline.errors import RecipeError
 from pipeline.judgments import Baselines, JudgedSettings
-from pipeline.recipe import Objective
 from pipeline.recipe_file import load_recipe
+from pipeline.recipe_losses import Objective
 from pipeline.routing import routes_of
 from pipeline.targets import ANCHOR
 from pipeline.types import Divergence, Prompt, Rollout

@@ -24,7 +24,7 @@ from pipeline.judgments import (
     judge,
 )
 from pipeline.metrics import describe_judged
-from pipeline.recipe import Grades, Rewrites
+from pipeline.recipe_losses import Grades, Rewrites
 from pipeline.rewrites import Room, marks_of, rewrite_rollout, shared_tokens
 from pipeline.rollout.segments import segment, think_tags
 from pipeline.targets import Row, build_batch, normaliser
