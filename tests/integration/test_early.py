@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from pipeline import early, trainer
-from pipeline.early import early_parts
+from pipeline.early import early_of, early_parts
 from pipeline.errors import RunError
 from pipeline.files import read_lines
 from pipeline.flights import Flights
+from pipeline.judgments import Baselines
 from pipeline.loop import State
 from pipeline.mixing import MixState
+from pipeline.ranks import T, World
 from pipeline.student import trainable_state
 from pipeline.trainer import advance
 from pipeline.types import Rollout
@@ -235,6 +238,29 @@ def test_samples_that_do_not_fit_in_a_forward_stay_together(tmp_path: Path) -> N
     sizes = [len(part) for part in parts]
     assert sizes == sorted(sizes)
     assert set(sizes) == {1, 2}
+
+
+class OneOfSeveral(World):
+    """A process whose peers have nothing to say."""
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "processes", "graded"), [("group", 1, True), ("running", 1, False), ("group", 2, False)]
+)
+def test_grades_wait_where_what_they_are_compared_with_is_not_here(
+    tmp_path: Path, baseline: str, processes: int, graded: bool
+) -> None:
+    with ChatServer() as served, ChatServer() as critic:
+        settings = settings_for(tmp_path, served, critic, **{"objective.grades": {"baseline": baseline}})
+        with loop_of(tmp_path, settings) as loop:
+            flights = Flights()
+            trainer.take_off(loop, State(0, MixState()), flights)
+            found = early_of(replace(loop, world=OneOfSeveral(0, processes)), flights[1], Baselines())
+    domains = {rollout.prompt.domain for rollout in flights[1].mine if rollout.rollout_id in found.ids}
+    assert domains == {"addition", "sorting", "walking"} - (set() if graded else {"walking"})
 
 
 def _names(parts: Sequence[Sequence[Rollout]]) -> list[str]:
