@@ -22,7 +22,7 @@ from pipeline.errors import RunError
 from pipeline.judgments import JudgedSettings
 from pipeline.loop import Loop
 from pipeline.new_model import create_model
-from pipeline.optim import build_optimizer
+from pipeline.optim import build_optimizer, products_of
 from pipeline.privacy import guard_of
 from pipeline.prompts import PromptSets, load_prompts, require, require_lengths, require_references
 from pipeline.ranks import World
@@ -248,7 +248,7 @@ def build_loop(job: Job, parts: Parts) -> Loop:
 def _writer(recipe: SftRecipe | DistillRecipe, parts: Parts) -> Writer:
     settings = SamplingSettings.from_recipe(recipe.rollout)
     if isinstance(recipe, DistillRecipe):
-        return student_writer(parts.student.lm, settings, recipe.seed)
+        return student_writer(parts.student.lm, settings, recipe.seed, products_of(recipe.training))
     if recipe.answers == "teachers":
         return teacher_writer(parts.pool, routes_of(recipe), parts.student.lm, settings, recipe.seed)
     return reference_writer(parts.student.lm)

@@ -11,6 +11,7 @@ from math import ceil
 import torch
 
 from pipeline.loop import Loop
+from pipeline.optim import products_of
 from pipeline.recipe import DistillRecipe, SftRecipe
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.targets import Row, build_batch, group_rows, normaliser
@@ -63,7 +64,8 @@ def try_a_few(
         settings = replace(settings, max_new_tokens=min(SHORT, most))
     prompts = [prompts[0] for _, prompts in sorted(held_out.items())[:DOMAINS_TRIED] if prompts]
     start = time.perf_counter()
-    rollouts = student_writer(loop.student.lm, settings, recipe.seed)(prompts, 0)
+    write = student_writer(loop.student.lm, settings, recipe.seed, products_of(recipe.training))
+    rollouts = write(prompts, 0)
     writing = (time.perf_counter() - start) * most / settings.max_new_tokens
     return Tried(rollouts, writing, _forward_seconds(loop, rollouts))
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import torch
+
 from pipeline.errors import DataError
 from pipeline.prompts import beginning
 from pipeline.rollout.local import LocalGenerator
@@ -35,9 +37,9 @@ class Writer(Protocol):
         ...
 
 
-def student_writer(lm: CausalLM, settings: SamplingSettings, seed: int) -> Writer:
-    """The student samples `settings.samples_per_prompt` answers to each prompt."""
-    generator = LocalGenerator(lm)
+def student_writer(lm: CausalLM, settings: SamplingSettings, seed: int, products: torch.dtype | None = None) -> Writer:
+    """The student samples `settings.samples_per_prompt` answers to each prompt. products: see `LocalGenerator`."""
+    generator = LocalGenerator(lm, products)
 
     def write(
         prompts: Sequence[Prompt], step: int, *, version: int = 0, on_finished: OnFinished | None = None

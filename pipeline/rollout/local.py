@@ -1,4 +1,4 @@
-"""Rollouts in this process: a decoding loop on the model's own cache, one uniform number per token.
+"""Rollouts in this process: a decoding loop, one uniform number per token.
 
 Which rows decode together, and when finished ones leave, follows from the prompts, the settings, the seed and the step
 alone: the last bits of a logit depend on it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import DataError, ModelError, RunError
+from pipeline.errors import DataError, RunError
+from pipeline.rollout.decoding import Engine
+from pipeline.rollout.lean import engine_for
 from pipeline.rollout.protocol import OnFinished, SamplingSettings
 from pipeline.rollout.sampling import sample, uniforms
 from pipeline.rollout.segments import ThinkTags, segment, think_tags
 from pipeline.rollout.stopping import Finish, Stopping
 from pipeline.types import Prompt, Rollout
-from teachers.caching import eval_mode, select_rows
+from teachers.caching import eval_mode
 from teachers.causal_lm import CausalLM
 
 _REMOVE_FROM = 0.25  # the share of finished rows from which copying the cache without them pays
@@ -47,37 +50,19 @@ class _Draft:
     finish: Finish | None = None
 
 
-@dataclass(eq=False)
-class _Batch:
-    """The rows in the model, one per row of every tensor.
-
-    drafts: which draft a row writes. numbers (b, max_new_tokens) float64: its uniforms. lengths (b,) its prompt's
-    tokens. mask (b, longest prompt + max_new_tokens), or None where no row is padded. width: tokens in the cache.
-    logits (b, V) fp32 of the next token.
-    """
-
-    drafts: list[int]
-    numbers: Tensor
-    lengths: Tensor
-    mask: Tensor | None
-    cache: Any
-    width: int
-    logits: Tensor
-
-    def keep(self, places: list[int]) -> None:
-        """Leaves only these rows. The logits stay: the next forward replaces them."""
-        index = torch.tensor(places, device=self.numbers.device)
-        self.drafts = [self.drafts[place] for place in places]
-        self.numbers, self.lengths = self.numbers[index], self.lengths[index]
-        self.mask = None if self.mask is None else self.mask[index]
-        select_rows(self.cache, index)
-
-
 @dataclass(frozen=True, eq=False)
 class LocalGenerator:
-    """A `Generator` (see `protocol.py`) around a model in this process. The model's mode is restored after a call."""
+    """A `Generator` (see `protocol.py`) around a model in this process. The model's mode is restored after a call.
+
+    products: the dtype that matrices are multiplied in where the lean engine decodes; None: the weights' own.
+    """
 
     lm: CausalLM
+    products: torch.dtype | None = None
+
+    @cached_property
+    def engine(self) -> Engine:
+        return engine_for(self.lm, self.products)
 
     def generate(
         self,
@@ -106,7 +91,7 @@ class LocalGenerator:
         tags = think_tags(self.lm.tokenizer)
         written: dict[tuple[int, int], Rollout] = {}
         with torch.inference_mode(), eval_mode(self.lm.model):
-            for group in _groups(rows, settings.rows, self.lm.tolerance.left_padding):
+            for group in _groups(rows, settings.rows, self.engine.mixes_lengths):
                 numbers = [
                     uniforms(seed, step, row.prompt.prompt_id, row.sample_index, settings.max_new_tokens)
                     for row in group
@@ -128,76 +113,25 @@ class LocalGenerator:
         """Yields rows whenever some are finished, with what they hold."""
         stopping = _stopping(self.lm, settings)
         drafts = [_Draft() for _ in group]
-        batch = self._prefill(group, numbers)
+        writing = list(range(len(group)))  # which draft each row of the batch writes
+        prompts = {row.place: row.prompt_ids for row in group}
+        number = {place: index for index, place in enumerate(prompts)}
+        batch = self.engine.read(list(prompts.values()), [number[row.place] for row in group], settings.max_new_tokens)
+        draws = torch.from_numpy(numbers).to(batch.logits.device)
         for turn in range(settings.max_new_tokens):
-            ids, *logprobs = sample(
-                batch.logits, batch.numbers[:, turn], settings.temperature, settings.top_p, settings.top_k
-            )
+            ids, *logprobs = sample(batch.logits, draws[:, turn], settings.temperature, settings.top_p, settings.top_k)
             tokens = ids.tolist()
-            running, finished = _record(group, drafts, batch.drafts, tokens, logprobs, stopping)
+            running, finished = _record(group, drafts, writing, tokens, logprobs, stopping)
             if finished:
                 yield [(group[index], drafts[index]) for index in finished]
             if not running:
                 break
-            if self.lm.tolerance.row_removal and len(running) <= (1 - _REMOVE_FROM) * len(tokens):
-                batch.keep(running)
-                ids = ids[torch.tensor(running, device=ids.device)]
-            self._advance(batch, ids, turn)
-
-    def _prefill(self, group: Sequence[_Row], numbers: np.ndarray[Any, np.dtype[np.float64]]) -> _Batch:
-        """Runs the prompts, padded on the left; one run for all samples of a prompt where cache rows may repeat."""
-        device = next(self.lm.model.parameters()).device
-        runs = {row.place if self.lm.tolerance.row_removal else index: row for index, row in enumerate(group)}
-        longest = max(len(row.prompt_ids) for row in group)
-        pads = torch.tensor([longest - len(row.prompt_ids) for row in runs.values()], device=device)
-        # Any token will do for padding: the mask hides it.
-        padded = [row.prompt_ids[:1] * (longest - len(row.prompt_ids)) + row.prompt_ids for row in runs.values()]
-        places = torch.arange(longest + numbers.shape[1], device=device)
-        mask = (places >= pads[:, None]).long() if pads.any() else None
-        output: Any = self.lm.model(
-            input_ids=torch.tensor(padded, device=device),
-            attention_mask=None if mask is None else mask[:, :longest],
-            position_ids=(places[:longest] - pads[:, None]).clamp_min(0),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = getattr(output, "past_key_values", None)
-        if cache is None:
-            raise ModelError(
-                f"{self.lm.name}: the model keeps no past_key_values, which rollouts in process decode with"
-            )
-        batch = _Batch(
-            drafts=list(range(len(group))),
-            numbers=torch.from_numpy(numbers).to(device),
-            lengths=longest - pads,
-            mask=mask,
-            cache=cache,
-            width=longest,
-            logits=self._real(output.logits),
-        )
-        if len(runs) < len(group):
-            order = {place: index for index, place in enumerate(runs)}
-            index = torch.tensor([order[row.place] for row in group], device=device)
-            select_rows(cache, index)
-            batch.lengths, batch.logits = batch.lengths[index], batch.logits[index]
-            batch.mask = None if mask is None else mask[index]
-        return batch
-
-    def _advance(self, batch: _Batch, ids: Tensor, turn: int) -> None:
-        """Runs the tokens (b,) drawn in this turn, which makes the logits of the next."""
-        batch.width += 1
-        output: Any = self.lm.model(
-            input_ids=ids[:, None],
-            attention_mask=None if batch.mask is None else batch.mask[:, : batch.width],
-            position_ids=(batch.lengths + turn)[:, None],
-            past_key_values=batch.cache,
-            use_cache=True,
-        )
-        batch.logits = self._real(output.logits)
-
-    def _real(self, logits: Tensor) -> Tensor:
-        """(b, 1, rows of the embedding) -> (b, V) fp32, without the embedding's padded rows."""
-        return logits[:, -1, : self.lm.vocab_size].float()
+            if self.engine.drops_rows and len(running) <= (1 - _REMOVE_FROM) * len(tokens):
+                rows = torch.tensor(running, device=ids.device)
+                batch.keep(rows)
+                ids, draws = ids[rows], draws[rows]
+                writing = [writing[place] for place in running]
+            batch.advance(ids)
 
 
 def _record(

@@ -1,0 +1,375 @@
+"""Decoding in few operations, for plain decoders: what transformers computes for a token, without what surrounds it.
+
+For architectures of one shape: RMS norm, rotary attention over grouped heads, RMS norm, gated MLP; with LoRA adapters
+on their projections. A token of a small model costs some sixty small operations per layer otherwise, which take longer
+than its products. Whether this computes what the model does is not assumed: `lean_engine` compares the two on rows of
+different lengths, and says None where they differ.
+
+Legend: b rows, t tokens of each, H and G heads of queries and of keys, d channels of a head, D hidden size, w tokens in
+the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear, pad, rms_norm, scaled_dot_product_attention
+
+from pipeline.rollout.cached import CachedEngine
+from pipeline.rollout.decoding import Engine
+from teachers.caching import eval_mode
+from teachers.causal_lm import CausalLM, decoder, unwrapped
+
+# Their layers are what `_Layer.run` computes. Others that look alike scale, cap, or norm once more.
+_ARCHITECTURES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # angles that do not depend on the length of the text
+# Largest difference between two ways to the same logits, as a share of the largest logit.
+_NOISE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_FEW_ROWS = 64
+_HIDDEN = -1e30  # added to scores of padding; -inf would leave NaN in rows that see nothing else
+_GROWTH = 128  # tokens: the least by which a cache grows
+
+
+# ---- a model's weights, as they are now ----
+
+
+@dataclass(frozen=True, eq=False)
+class _Projection:
+    """x Wᵀ + bias, and for each LoRA adapter x Aᵀ Bᵀ, B scaled."""
+
+    weight: Tensor
+    bias: Tensor | None
+    adapters: tuple[tuple[Tensor, Tensor], ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = linear(x, self.weight, self.bias)
+        for down, up in self.adapters:
+            y = y + linear(linear(x.to(down.dtype), down), up).to(y.dtype)
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class _Norm:
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """query_norm, key_norm: None where the architecture has none."""
+
+    attention_norm: _Norm
+    query: _Projection
+    key: _Projection
+    value: _Projection
+    query_norm: _Norm | None
+    key_norm: _Norm | None
+    output: _Projection
+    mlp_norm: _Norm
+    gate: _Projection
+    up: _Projection
+    down: _Projection
+    activation: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """products: the dtype of projections and of the head (V, D); embedding and norms have the model's own. rotary: the
+    model's own module: (x, positions) -> cosines and sines."""
+
+    embedding: Tensor
+    layers: tuple[_Layer, ...]
+    norm: _Norm
+    head: Tensor
+    head_bias: Tensor | None
+    rotary: nn.Module
+    heads: int
+    channels: int
+    products: torch.dtype
+
+
+def _read(lm: CausalLM, products: torch.dtype | None) -> _Weights:
+    """Raises LookupError where the model is not of a shape that is known here."""
+    body: Any = decoder(lm.model)
+    _require(type(body).__name__ in _ARCHITECTURES)
+    config = body.config
+    _require(getattr(body.rotary_emb, "rope_type", None) in _STATIC_ROPE)
+    _require(set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"})
+    _require(hasattr(config, "layer_types") or getattr(config, "sliding_window", None) is None)
+    top = unwrapped(lm.model).get_output_embeddings()
+    _require(type(top) is nn.Linear)
+    own = body.embed_tokens.weight.dtype
+    wanted = products or own
+
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach().to(wanted)
+
+    def projection(module: Any) -> _Projection:
+        base, adapters = _adapted(module)
+        _require(type(base) is nn.Linear)
+        scaled = [(a.detach(), b.detach() * scale) for a, b, scale in adapters]
+        if products is not None:
+            scaled = [(a.to(products), b.to(products)) for a, b in scaled]
+        return _Projection(base.weight.detach().to(wanted), cast(base.bias), tuple(scaled))
+
+    def norm(module: Any) -> _Norm:
+        return _Norm(module.weight.detach(), module.variance_epsilon)
+
+    def layer(module: Any) -> _Layer:
+        attention, mlp = module.self_attn, module.mlp
+        normed = hasattr(attention, "q_norm")
+        return _Layer(
+            norm(module.input_layernorm),
+            projection(attention.q_proj), projection(attention.k_proj), projection(attention.v_proj),
+            norm(attention.q_norm) if normed else None,
+            norm(attention.k_norm) if normed else None,
+            projection(attention.o_proj),
+            norm(module.post_attention_layernorm),
+            projection(mlp.gate_proj), projection(mlp.up_proj), projection(mlp.down_proj), mlp.act_fn,
+        )  # fmt: skip
+
+    size = lm.vocab_size
+    return _Weights(
+        embedding=body.embed_tokens.weight.detach(),
+        layers=tuple(layer(module) for module in body.layers),
+        norm=norm(body.norm),
+        head=top.weight.detach()[:size].to(wanted),
+        head_bias=None if top.bias is None else top.bias.detach()[:size].float(),
+        rotary=body.rotary_emb,
+        heads=config.num_attention_heads,
+        channels=body.layers[0].self_attn.head_dim,
+        products=wanted,
+    )
+
+
+def _adapted(module: Any) -> tuple[Any, list[tuple[Tensor, Tensor, float]]]:
+    """The plain layer under a module, and (A, B, scale) of the LoRA adapters that are on."""
+    from peft.tuners.lora import Linear
+
+    if not isinstance(module, Linear):
+        return module, []
+    _require(not module.merged and not module.fan_in_fan_out)
+    if module.disable_adapters:
+        return module.base_layer, []
+    active = [name for name in module.active_adapters if name in module.lora_A]
+    _require(not any(name in getattr(module, "lora_variant", {}) for name in active))
+    _require(not any(module.lora_B[name].bias is not None for name in active))
+    found = [(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]) for name in active]
+    return module.base_layer, found
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise LookupError("not a shape that is computed here")
+
+
+# ---- rows that decode ----
+
+
+@dataclass(eq=False)
+class LeanBatch:
+    """See `decoding.Batch`.
+
+    keys, values: per layer (b, G, room, d), of which `width` tokens are filled. hidden (b, 1, 1, room): what is added
+    to the scores of padding, or None where no row is padded. lengths (b,): each row's tokens so far, without padding.
+    turns: cosines and signed sines (places, d) of every place that a row can reach.
+    """
+
+    weights: _Weights
+    keys: list[Tensor]
+    values: list[Tensor]
+    width: int
+    hidden: Tensor | None
+    lengths: Tensor
+    turns: tuple[Tensor, Tensor]
+    logits: Tensor
+
+    def advance(self, ids: Tensor) -> None:
+        if self.width == self.keys[0].shape[2]:
+            self._make_room()
+        here = self.width
+        self.width += 1
+        cosines, sines = (turn[self.lengths][:, None, None] for turn in self.turns)
+        self.lengths = self.lengths + 1
+        hidden = None if self.hidden is None else self.hidden[..., : self.width]
+        weights = self.weights
+        x = embedding(ids[:, None], weights.embedding)
+        for layer, all_keys, all_values in zip(weights.layers, self.keys, self.values, strict=True):
+            queries, keys, values = _projected(weights, layer, x, cosines, sines)
+            all_keys[:, :, here] = keys[:, 0]
+            all_values[:, :, here] = values[:, 0]
+            seen = all_keys[:, :, : self.width], all_values[:, :, : self.width]
+            grouped = queries.to(all_keys.dtype).view(len(x), all_keys.shape[1], -1, weights.channels)
+            attended = scaled_dot_product_attention(grouped, *seen, attn_mask=hidden)
+            x = _finished(weights, layer, x, attended.reshape(len(x), 1, -1))
+        self.logits = _logits(weights, x[:, 0])
+
+    def keep(self, rows: Tensor) -> None:
+        self.lengths = self.lengths[rows]
+        self.hidden = None if self.hidden is None else self.hidden[rows]
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+    def _make_room(self) -> None:
+        more = max(_GROWTH, self.width // 2)
+        self.keys = [pad(keys, (0, 0, 0, more)) for keys in self.keys]
+        self.values = [pad(values, (0, 0, 0, more)) for values in self.values]
+        self.hidden = None if self.hidden is None else pad(self.hidden, (0, more))
+
+
+def _projected(
+    weights: _Weights, layer: _Layer, x: Tensor, cosines: Tensor, sines: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (b, t, D) to queries (b, t, H, d), keys and values (b, t, G, d), the first two turned to their places."""
+    normed = layer.attention_norm(x).to(weights.products)
+    shape = (*x.shape[:2], -1, weights.channels)
+    queries, keys, values = (part(normed).view(shape) for part in (layer.query, layer.key, layer.value))
+    queries, keys = queries.to(x.dtype), keys.to(x.dtype)
+    if layer.query_norm is not None and layer.key_norm is not None:
+        queries, keys = layer.query_norm(queries), layer.key_norm(keys)
+    both = torch.cat((queries, keys), 2)
+    both = torch.addcmul(both * cosines, both.roll(weights.channels // 2, -1), sines)
+    return both[:, :, : weights.heads], both[:, :, weights.heads :], values
+
+
+def _finished(weights: _Weights, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
+    """What follows attention in a layer: attended (b, t, H d) to the next layer's x."""
+    x = x + layer.output(attended.to(weights.products))
+    normed = layer.mlp_norm(x).to(weights.products)
+    return x + layer.down(layer.activation(layer.gate(normed)) * layer.up(normed))
+
+
+def _logits(weights: _Weights, x: Tensor) -> Tensor:
+    """(b, D) -> (b, V) fp32."""
+    normed, matrix = weights.norm(x).to(weights.products), weights.head
+    if x.device.type == "cpu" and matrix.dtype != torch.bfloat16 and len(x) <= _FEW_ROWS:
+        logits = torch.mm(matrix, normed.T).T.contiguous()  # the other way round takes three times as long there
+    else:
+        logits = linear(normed, matrix)
+    logits = logits.float()
+    return logits if weights.head_bias is None else logits + weights.head_bias
+
+
+@dataclass(frozen=True, eq=False)
+class LeanEngine:
+    """See `decoding.Engine`. Made by `lean_engine`."""
+
+    lm: CausalLM
+    products: torch.dtype | None
+    mixes_lengths: bool = True
+    drops_rows: bool = True
+
+    def read(self, prompts: Sequence[tuple[int, ...]], order: Sequence[int], new: int) -> LeanBatch:
+        """As in the protocol: prompts padded on the left, all copies of one run once."""
+        weights = _read(self.lm, self.products)
+        device = weights.embedding.device
+        longest = max(map(len, prompts))
+        pads = torch.tensor([longest - len(ids) for ids in prompts], device=device)
+        ids = torch.tensor([ids[:1] * (longest - len(ids)) + ids for ids in prompts], device=device)
+        places = torch.arange(longest + new, device=device)
+        own = (places[:longest] - pads[:, None]).clamp_min(0)
+        x = embedding(ids, weights.embedding)
+        turns = _turns(weights, places, x)
+        cosines, sines = (turn[own][:, :, None] for turn in turns)
+        padding = _hidden_where(places[:longest] < pads[:, None], x.dtype) if pads.any() else None
+        room = longest + min(new, _GROWTH)
+        all_keys, all_values = [], []
+        for layer in weights.layers:
+            queries, keys, values = (part.transpose(1, 2) for part in _projected(weights, layer, x, cosines, sines))
+            attended = _read_together(queries, keys, values.to(x.dtype), padding)
+            x = _finished(weights, layer, x, attended.transpose(1, 2).flatten(2))
+            all_keys.append(_with_room(keys, room, weights))
+            all_values.append(_with_room(values, room, weights))
+        hidden = None if padding is None else pad(padding, (0, room - longest))
+        batch = LeanBatch(
+            weights, all_keys, all_values, longest, hidden, longest - pads, turns, _logits(weights, x[:, -1])
+        )
+        if list(order) != list(range(len(prompts))):
+            rows = torch.tensor(order, device=device)
+            batch.keep(rows)
+            batch.logits = batch.logits[rows]
+        return batch
+
+
+def _turns(weights: _Weights, places: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (places, d) by which channels are turned; a pair is half of the channels apart."""
+    cosines, sines = (turn[0] for turn in weights.rotary(x, places[None]))
+    half = weights.channels // 2
+    return cosines, torch.cat((-sines[:, :half], sines[:, half:]), -1)
+
+
+def _hidden_where(padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """(b, w) bool -> (b, 1, 1, w): 0, or so little that nothing of it is seen."""
+    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, _HIDDEN)[:, None, None]
+
+
+def _read_together(queries: Tensor, keys: Tensor, values: Tensor, padding: Tensor | None) -> Tensor:
+    """Causal attention, (b, H, t, d) and (b, G, t, d), without the padding."""
+    if padding is None:
+        return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+    t = queries.shape[2]
+    later = torch.ones(t, t, dtype=torch.bool, device=queries.device).triu(1)
+    mask = padding + _hidden_where(later[None], padding.dtype)[0]
+    return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
+
+
+def _with_room(read: Tensor, room: int, weights: _Weights) -> Tensor:
+    """(b, G, t, d) -> (b, G, room, d) in the dtype that attention over it is quickest in."""
+    dtype = weights.embedding.dtype if read.device.type == "cpu" else weights.products
+    kept = torch.empty(*read.shape[:2], room, read.shape[3], dtype=dtype, device=read.device)
+    kept[:, :, : read.shape[2]] = read
+    return kept
+
+
+# ---- whether it is the model ----
+
+
+def engine_for(lm: CausalLM, products: torch.dtype | None = None) -> Engine:
+    """The lean one where it computes what the model does, else transformers."""
+    return lean_engine(lm, products) or CachedEngine(lm)
+
+
+def lean_engine(lm: CausalLM, products: torch.dtype | None = None) -> LeanEngine | None:
+    """The engine for `lm` as it is now, adapters included; None where its shape is not known, or its logits differ.
+
+    products: the dtype of the projections, as autocast would have it; None: the weights' own.
+    """
+    engine = LeanEngine(lm, None if products == next(lm.model.parameters()).dtype else products)
+    with torch.inference_mode(), eval_mode(lm.model):
+        try:
+            return engine if _agrees(engine) else None
+        except LookupError:
+            return None
+
+
+def _agrees(engine: LeanEngine) -> bool:
+    """Compares the logits of some rows, read and decoded in one batch, with the model's own for each row alone."""
+    lm = engine.lm
+    weights = _read(lm, engine.products)
+    device, size = weights.embedding.device, lm.vocab_size
+    decoded = 4
+    lengths = [min(length, lm.context - decoded) for length in (5, 11, 8)]
+    if min(lengths) < 1:
+        return False
+    rows = [((torch.arange(n + decoded) * 7919 + 31 * n) % size).tolist() for n in lengths]
+    batch = engine.read([tuple(row[:-decoded]) for row in rows], range(len(rows)), decoded)
+    found = [batch.logits]
+    for turn in range(decoded - 1):
+        batch.advance(torch.tensor([row[turn - decoded] for row in rows], device=device))
+        found.append(batch.logits)
+    noise = _NOISE.get(weights.products, 5e-2)
+    for index, row in enumerate(rows):
+        with torch.autocast(device.type, engine.products, enabled=engine.products is not None):
+            logits: Tensor = lm.model(input_ids=torch.tensor([row], device=device), use_cache=False).logits
+        expected = logits[0, -decoded - 1 : -1, :size].float()
+        mine = torch.stack([each[index] for each in found])
+        if not bool((mine - expected).abs().max() <= noise * expected.abs().max()):  # False for NaN
+            return False
+    return True
