@@ -39,6 +39,7 @@ OVERLAP_STRIDE = 16  # overlap is measured at every 16th scored token of a batch
 # A block's buffers, 2 MiB each, stay in the cache. Smaller ones gain little, and where other processes compete
 # for the cores every operation on them waits for the slowest thread.
 _BLOCK_ENTRIES = 2**19
+_STEADY = 64  # rows
 
 
 def fused_loss(
@@ -321,11 +322,11 @@ def _run_group(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -> N
 
 
 def _steady(hidden: Tensor) -> Tensor:
-    """With rows of zeros up to a multiple of 64 where a CPU multiplies in bf16: a product is compiled for every new
+    """With rows of zeros up to a multiple of _STEADY where a CPU multiplies in bf16: a product is compiled for every new
     shape there, and kept. Their logits, and so their gradients, are zero."""
     if hidden.device.type != "cpu" or hidden.dtype != torch.bfloat16:
         return hidden
-    return torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % 64))
+    return torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % _STEADY))
 
 
 def _rows_at_once(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -> tuple[int, int]:
@@ -340,7 +341,8 @@ def _rows_at_once(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -
     if student.hidden.device.type != "cpu":
         return together, together  # there a kernel's launch costs more than a cache saves
     block = min(together, max(torch.get_num_threads(), _BLOCK_ENTRIES // size))
-    return max(block, (run.chunk_bytes - block * buffers) // raw), block
+    rows = max(block, (run.chunk_bytes - block * buffers) // raw)
+    return rows - rows % _STEADY or rows, block  # where products come in few shapes, no row of a full chunk is padding
 
 
 def _covering(target: Target, index: int, rows: Tensor, heads: Mapping[str, HeadWeights], space: Space) -> _Covering:

@@ -58,23 +58,22 @@ class _Norm:
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if self.weight.ndim == 1:
+            return rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight.shape[-1:], None, self.eps) * self.weight
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """query_norm, key_norm: None where the architecture has none."""
+    """inputs: of queries, keys and values; gates: of the gate and what passes it; each one projection or several, side
+    by side. turned_norm: of queries and keys, its weight (H + G, d); None where the architecture has none."""
 
     attention_norm: _Norm
-    query: _Projection
-    key: _Projection
-    value: _Projection
-    query_norm: _Norm | None
-    key_norm: _Norm | None
+    inputs: tuple[_Projection, ...]
+    turned_norm: _Norm | None
     output: _Projection
     mlp_norm: _Norm
-    gate: _Projection
-    up: _Projection
+    gates: tuple[_Projection, ...]
     down: _Projection
     activation: nn.Module
 
@@ -82,7 +81,7 @@ class _Layer:
 @dataclass(frozen=True, eq=False)
 class _Weights:
     """products: the dtype of projections and of the head (V, D); embedding and norms have the model's own. rotary: the
-    model's own module: (x, positions) -> cosines and sines."""
+    model's own module: (x, positions) -> cosines and sines. turned: H + G, the heads that it turns."""
 
     embedding: Tensor
     layers: tuple[_Layer, ...]
@@ -90,6 +89,7 @@ class _Weights:
     head: Tensor
     head_bias: Tensor | None
     rotary: nn.Module
+    turned: int
     heads: int
     channels: int
     products: torch.dtype
@@ -122,18 +122,32 @@ def _read(lm: CausalLM, products: torch.dtype | None) -> _Weights:
     def norm(module: Any) -> _Norm:
         return _Norm(module.weight.detach(), module.variance_epsilon)
 
+    def side_by_side(*modules: Any) -> tuple[_Projection, ...]:
+        """One projection where its weights are a copy already, and nothing but weights: fewer, larger products."""
+        parts = tuple(projection(module) for module in modules)
+        if wanted == own or any(part.adapters or part.bias is not None for part in parts):
+            return parts
+        return (_Projection(torch.cat([part.weight for part in parts]), None, ()),)
+
+    def turned_norm(attention: Any) -> _Norm | None:
+        if not hasattr(attention, "q_norm"):
+            return None
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        weights = (attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(groups, -1))
+        return _Norm(torch.cat(weights).detach(), attention.q_norm.variance_epsilon)
+
     def layer(module: Any) -> _Layer:
         attention, mlp = module.self_attn, module.mlp
-        normed = hasattr(attention, "q_norm")
         return _Layer(
             norm(module.input_layernorm),
-            projection(attention.q_proj), projection(attention.k_proj), projection(attention.v_proj),
-            norm(attention.q_norm) if normed else None,
-            norm(attention.k_norm) if normed else None,
+            side_by_side(attention.q_proj, attention.k_proj, attention.v_proj),
+            turned_norm(attention),
             projection(attention.o_proj),
             norm(module.post_attention_layernorm),
-            projection(mlp.gate_proj), projection(mlp.up_proj), projection(mlp.down_proj), mlp.act_fn,
-        )  # fmt: skip
+            side_by_side(mlp.gate_proj, mlp.up_proj),
+            projection(mlp.down_proj),
+            mlp.act_fn,
+        )
 
     size = lm.vocab_size
     return _Weights(
@@ -143,6 +157,7 @@ def _read(lm: CausalLM, products: torch.dtype | None) -> _Weights:
         head=top.weight.detach()[:size].to(wanted),
         head_bias=None if top.bias is None else top.bias.detach()[:size].float(),
         rotary=body.rotary_emb,
+        turned=config.num_attention_heads + config.num_key_value_heads,
         heads=config.num_attention_heads,
         channels=body.layers[0].self_attn.head_dim,
         products=wanted,
@@ -228,22 +243,24 @@ def _projected(
     weights: _Weights, layer: _Layer, x: Tensor, cosines: Tensor, sines: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x (b, t, D) to queries (b, t, H, d), keys and values (b, t, G, d), the first two turned to their places."""
-    normed = layer.attention_norm(x).to(weights.products)
-    shape = (*x.shape[:2], -1, weights.channels)
-    queries, keys, values = (part(normed).view(shape) for part in (layer.query, layer.key, layer.value))
-    queries, keys = queries.to(x.dtype), keys.to(x.dtype)
-    if layer.query_norm is not None and layer.key_norm is not None:
-        queries, keys = layer.query_norm(queries), layer.key_norm(keys)
-    both = torch.cat((queries, keys), 2)
-    both = torch.addcmul(both * cosines, both.roll(weights.channels // 2, -1), sines)
-    return both[:, :, : weights.heads], both[:, :, weights.heads :], values
+    projected = _side_by_side(layer.inputs, layer.attention_norm(x).to(weights.products))
+    all_heads = projected.view(*x.shape[:2], -1, weights.channels)
+    turned = all_heads[:, :, : weights.turned].to(x.dtype)
+    if layer.turned_norm is not None:
+        turned = layer.turned_norm(turned)
+    turned = torch.addcmul(turned * cosines, turned.roll(weights.channels // 2, -1), sines)
+    return turned[:, :, : weights.heads], turned[:, :, weights.heads :], all_heads[:, :, weights.turned :]
+
+
+def _side_by_side(projections: tuple[_Projection, ...], x: Tensor) -> Tensor:
+    return projections[0](x) if len(projections) == 1 else torch.cat([part(x) for part in projections], -1)
 
 
 def _finished(weights: _Weights, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
     """What follows attention in a layer: attended (b, t, H d) to the next layer's x."""
     x = x + layer.output(attended.to(weights.products))
-    normed = layer.mlp_norm(x).to(weights.products)
-    return x + layer.down(layer.activation(layer.gate(normed)) * layer.up(normed))
+    gate, up = _side_by_side(layer.gates, layer.mlp_norm(x).to(weights.products)).chunk(2, -1)
+    return x + layer.down(layer.activation(gate) * up)
 
 
 def _logits(weights: _Weights, x: Tensor) -> Tensor:

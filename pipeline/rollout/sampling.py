@@ -54,8 +54,7 @@ def sample(
         chosen = logits.gather(-1, ids[:, None])[:, 0]
         model_logprobs = chosen - logits.logsumexp(-1)
         return ids, model_logprobs, torch.zeros_like(model_logprobs)
-    top = logits.amax(-1, keepdim=True)
-    masses = logits.sub(top).div_(temperature).exp_()  # up to a factor per row
+    masses = torch.softmax(logits if temperature == 1.0 else logits / temperature, -1)
     blocks = _block_sums(masses)
     model_total = blocks.sum(-1)
     total = model_total
@@ -64,7 +63,7 @@ def sample(
         blocks = _block_sums(masses)
         total = blocks.sum(-1)
     ids = _search(masses, blocks, uniforms)
-    log_mass = ((logits.gather(-1, ids[:, None]) - top) / temperature)[:, 0].double()
+    log_mass = masses.gather(-1, ids[:, None])[:, 0].double().log()
     return ids, (log_mass - model_total.log()).float(), (log_mass - total.log()).float()
 
 

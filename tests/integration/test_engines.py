@@ -161,8 +161,7 @@ def test_an_adapter_in_another_dtype_than_its_base() -> None:
     """Against the same numbers in fp32: in bf16 transformers itself is further off where rows are padded."""
     lm, model = adapted()
     for name, parameter in model.named_parameters():
-        if "lora_" not in name:
-            parameter.data = parameter.data.bfloat16()
+        parameter.data = parameter.data * 0.5 if "lora_" in name else parameter.data.bfloat16()
     exact = CachedEngine(around(copy.deepcopy(model).float()))
     assert_same(decoded(lean(lm), [0, 1, 2], 4), decoded(exact, [0, 1, 2], 4), 6e-2)
 
