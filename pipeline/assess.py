@@ -20,7 +20,7 @@ from pipeline.evaluate import (
     passes_table,
     table,
 )
-from pipeline.files import append_line, read_json, read_lines, write_json
+from pipeline.files import append_line, read_json, read_lines, write_json, write_text
 from pipeline.gains import codebase_domains, gains_line, gains_table, sides_of
 from pipeline.job import Job, Parts
 from pipeline.likeness import divergences
@@ -200,6 +200,14 @@ def _remembered(job: Job, name: str, make: Callable[[], Evaluation]) -> Scores:
         write_json(path, {domain: score.to_json() for domain, score in evaluation.domains.items()})
     job.world.wait()
     return read(job.folder, name)
+
+
+def hand_on(folder: Path, other: Path) -> None:
+    """Gives the run in `other`, of the same student and held-out prompts, what is known of the base."""
+    for name in (f"{BASE}.samples.jsonl", f"{BASE}.json"):  # in the order they were written: with the last it is whole
+        known, copy = (run / "evaluations" / name for run in (folder, other))
+        if known.exists() and not copy.exists():
+            write_text(copy, known.read_text(encoding="utf-8"))
 
 
 def read(folder: Path, name: str) -> Scores:

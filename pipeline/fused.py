@@ -322,7 +322,7 @@ def _run_group(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -> N
 
 
 def _steady(hidden: Tensor) -> Tensor:
-    """With rows of zeros up to a multiple of _STEADY where a CPU multiplies in bf16: a product is compiled for every new
+    """With rows of zeros up to a multiple of _STEADY where a CPU multiplies in bf16: a product is compiled for each new
     shape there, and kept. Their logits, and so their gradients, are zero."""
     if hidden.device.type != "cpu" or hidden.dtype != torch.bfloat16:
         return hidden

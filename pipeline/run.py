@@ -136,6 +136,8 @@ def _compared(job: Job, parts: Parts, state: State) -> dict[str, assess.Scores]:
     for name, inner in sft_recipes(recipe, state.tokens, state.mix.drawn).items():
         folder = job.folder / "compare" / name
         loaded = replace(job.loaded, recipe=inner, data=inner.model_dump(mode="json"), prepared={})
+        if job.world.is_main:
+            assess.hand_on(job.folder, folder)
         with job.display.nested(name):
             going_on = status(folder) is not None
             _run(loaded, folder, job.prepared, resume=going_on, extend=False, display=job.display)

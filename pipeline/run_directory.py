@@ -134,7 +134,8 @@ def _start(folder: Path, recipe: RecipeBase) -> None:
     write_status(folder, "starting")
 
 
-_OURS = {"recipe.yaml", "recipe.yaml.partial", "run.json.partial", ".lock"}  # what a kill can leave before run.json
+# What a kill can leave before run.json, and what is known before a run that another is compared with.
+_OURS = {"recipe.yaml", "recipe.yaml.partial", "run.json.partial", ".lock", "evaluations"}
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def build(name: str, config: TransformersTeacher, models: Models, temperature: f
     running: Running = partial(adapters_disabled, lm.model) if is_adapted(lm.model) else nullcontext
     with running():
         head = find_head(lm.model, lm.vocab_size, key=" ".join(filter(None, key)), called=where(name))
+    head, running = models.between_turns(lm, head, running)
     return CrossingTeacher(
         name=name,
         lm=lm,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from teachers.causal_lm import CausalLM, ModelKey, load_causal_lm, load_tokenize
 from teachers.config import ScoringBase
 from teachers.errors import TeacherError
 from teachers.heads import with_ends_mapped
+from teachers.mapped import forget, in_turn, pages_of
 from teachers.scoring import Ends, HiddenStateTeacher, Running
 from teachers.types import Head
 
@@ -59,11 +61,23 @@ class Models:
             self._tokenizers[path, revision] = load_tokenizer(path, name=where(name), revision=revision)
         return self._tokenizers[path, revision]
 
+    def between_turns(self, lm: CausalLM, head: Head, running: Running) -> tuple[Head, Running]:
+        """The same, but that the model's weights leave memory whenever they have been used, where their file has them.
+
+        The student's own model stays: it is used between any two turns.
+        """
+        if any(own.model is lm.model for own in self.lent.values()):
+            return head, running
+        pages = pages_of(lm.model)
+        forget(pages)
+        return replace(head, release=partial(forget, pages)), in_turn(running, pages)
+
     def teacher(self, config: ScoringBase, lm: CausalLM, head: Head, running: Running) -> HiddenStateTeacher:
         """Joins the parts of a teacher. Raises TeacherError where model and student do not fit."""
         if problems := compare_models(self.student, lm, name=where(lm.name)).problems:
             raise TeacherError("\n".join(problems))
         ends = Ends(answer_end(self.student), answer_end(lm))
+        head, running = self.between_turns(lm, head, running)
         return HiddenStateTeacher(
             name=lm.name,
             lm=lm,

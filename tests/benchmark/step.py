@@ -59,8 +59,9 @@ QUICK = Shape(1_000, (64, 2), (128, 2), 16, 8, (1, 4, 10), (4,))
 PHASES = ("rollout", "teachers", "update")  # of a step; what is waited for is a part of `teachers`
 
 
-def prepare(shape: Shape, folder: Path) -> None:
-    """A tokenizer, a student, teachers that differ, and prompts for each of them."""
+def prepare(shape: Shape, folder: Path, teacher_dtype: str = "float32") -> None:
+    """A tokenizer, a student, teachers that differ, and prompts for each of them. teacher_dtype: of the files: teachers
+    that are used in it stay mapped."""
     from pipeline.cli import set_environment
 
     set_environment(0, offline=True)  # quiet, too
@@ -68,7 +69,7 @@ def prepare(shape: Shape, folder: Path) -> None:
     tokenizer = trained_tokenizer(sources, shape.vocabulary)
     save_model(folder / "student", shape.student, tokenizer, seed=0)
     for number in range(max(shape.teachers)):
-        save_model(folder / f"teacher-{number}", shape.teacher, tokenizer, seed=1 + number)
+        save_model(folder / f"teacher-{number}", shape.teacher, tokenizer, seed=1 + number, dtype=teacher_dtype)
     prompts = prompts_of(sources, tokenizer, shape.prompt)
     for number in range(max(shape.teachers)):
         lines = [json.dumps({"text": next(prompts)}) for _ in range(HELD_OUT + 2 * max(shape.prompts_per_step))]
@@ -102,7 +103,10 @@ def trained_tokenizer(sources: list[str], vocabulary: int) -> PreTrainedTokenize
     )  # fmt: skip
 
 
-def save_model(folder: Path, size: tuple[int, int], tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+def save_model(
+    folder: Path, size: tuple[int, int], tokenizer: PreTrainedTokenizerFast, seed: int, dtype: str = "float32"
+) -> None:
+    import torch
     from transformers import Qwen3Config
 
     from pipeline.new_model import model_from_config
@@ -119,7 +123,7 @@ def save_model(folder: Path, size: tuple[int, int], tokenizer: PreTrainedTokeniz
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
     )
-    model_from_config(config, tokenizer, seed).save_pretrained(folder)
+    model_from_config(config, tokenizer, seed).to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -245,7 +249,7 @@ def main() -> None:
         prompts_per_step=tuple(given.prompts or shape.prompts_per_step),
     )
     if given.prepare:
-        prepare(shape, given.prepare)
+        prepare(shape, given.prepare, given.teacher_dtype)
         return
     if given.measure:
         folder, teachers, prompts = given.measure
