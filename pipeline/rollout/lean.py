@@ -24,13 +24,12 @@ from pipeline.rollout.decoding import Engine
 from teachers.caching import eval_mode
 from teachers.causal_lm import CausalLM, decoder, unwrapped
 
-# Their layers are what `_Layer.run` computes. Others that look alike scale, cap, or norm once more.
+# Their layers are what `_projected` and `_finished` compute. Others that look alike scale, cap, or norm once more.
 _ARCHITECTURES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # angles that do not depend on the length of the text
 # Largest difference between two ways to the same logits, as a share of the largest logit.
 _NOISE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _FEW_ROWS = 64
-_HIDDEN = -1e30  # added to scores of padding; -inf would leave NaN in rows that see nothing else
 _GROWTH = 128  # tokens: the least by which a cache grows
 
 
@@ -80,8 +79,9 @@ class _Layer:
 
 @dataclass(frozen=True, eq=False)
 class _Weights:
-    """products: the dtype of projections and of the head (V, D); embedding and norms have the model's own. rotary: the
-    model's own module: (x, positions) -> cosines and sines. turned: H + G, the heads that it turns."""
+    """products: the dtype of projections and of the head (V, D); embedding and norms have the model's own. attention:
+    that of keys, values and what is done with them. rotary: the model's own module: (x, positions) -> cosines and
+    sines. turned: H + G, the heads that it turns."""
 
     embedding: Tensor
     layers: tuple[_Layer, ...]
@@ -93,6 +93,7 @@ class _Weights:
     heads: int
     channels: int
     products: torch.dtype
+    attention: torch.dtype
 
 
 def _read(lm: CausalLM, products: torch.dtype | None) -> _Weights:
@@ -161,6 +162,7 @@ def _read(lm: CausalLM, products: torch.dtype | None) -> _Weights:
         heads=config.num_attention_heads,
         channels=body.layers[0].self_attn.head_dim,
         products=wanted,
+        attention=own if top.weight.device.type == "cpu" else wanted,  # a CPU is quicker at it in fp32 than in bf16
     )
 
 
@@ -221,7 +223,7 @@ class LeanBatch:
             all_keys[:, :, here] = keys[:, 0]
             all_values[:, :, here] = values[:, 0]
             seen = all_keys[:, :, : self.width], all_values[:, :, : self.width]
-            grouped = queries.to(all_keys.dtype).view(len(x), all_keys.shape[1], -1, weights.channels)
+            grouped = queries.to(weights.attention).view(len(x), all_keys.shape[1], -1, weights.channels)
             attended = scaled_dot_product_attention(grouped, *seen, attn_mask=hidden)
             x = _finished(weights, layer, x, attended.reshape(len(x), 1, -1))
         self.logits = _logits(weights, x[:, 0])
@@ -295,15 +297,16 @@ class LeanEngine:
         x = embedding(ids, weights.embedding)
         turns = _turns(weights, places, x)
         cosines, sines = (turn[own][:, :, None] for turn in turns)
-        padding = _hidden_where(places[:longest] < pads[:, None], x.dtype) if pads.any() else None
+        padding = _hidden_where(places[:longest] < pads[:, None], weights.attention) if pads.any() else None
         room = longest + min(new, _GROWTH)
         all_keys, all_values = [], []
         for layer in weights.layers:
-            queries, keys, values = (part.transpose(1, 2) for part in _projected(weights, layer, x, cosines, sines))
-            attended = _read_together(queries, keys, values.to(x.dtype), padding)
+            projected = _projected(weights, layer, x, cosines, sines)
+            queries, keys, values = (part.to(weights.attention).transpose(1, 2) for part in projected)
+            attended = _read_together(queries, keys, values, padding)
             x = _finished(weights, layer, x, attended.transpose(1, 2).flatten(2))
-            all_keys.append(_with_room(keys, room, weights))
-            all_values.append(_with_room(values, room, weights))
+            all_keys.append(_with_room(keys, room))
+            all_values.append(_with_room(values, room))
         hidden = None if padding is None else pad(padding, (0, room - longest))
         batch = LeanBatch(
             weights, all_keys, all_values, longest, hidden, longest - pads, turns, _logits(weights, x[:, -1])
@@ -323,8 +326,12 @@ def _turns(weights: _Weights, places: Tensor, x: Tensor) -> tuple[Tensor, Tensor
 
 
 def _hidden_where(padding: Tensor, dtype: torch.dtype) -> Tensor:
-    """(b, w) bool -> (b, 1, 1, w): 0, or so little that nothing of it is seen."""
-    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, _HIDDEN)[:, None, None]
+    """(b, w) bool -> (b, 1, 1, w): 0, or so little that nothing of it is seen.
+
+    Half of the least number: two of them add up, and -inf would leave NaN in rows that see nothing else.
+    """
+    scores = torch.zeros(padding.shape, dtype=dtype, device=padding.device)
+    return scores.masked_fill(padding, torch.finfo(dtype).min / 2)[:, None, None]
 
 
 def _read_together(queries: Tensor, keys: Tensor, values: Tensor, padding: Tensor | None) -> Tensor:
@@ -337,10 +344,9 @@ def _read_together(queries: Tensor, keys: Tensor, values: Tensor, padding: Tenso
     return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
 
 
-def _with_room(read: Tensor, room: int, weights: _Weights) -> Tensor:
-    """(b, G, t, d) -> (b, G, room, d) in the dtype that attention over it is quickest in."""
-    dtype = weights.embedding.dtype if read.device.type == "cpu" else weights.products
-    kept = torch.empty(*read.shape[:2], room, read.shape[3], dtype=dtype, device=read.device)
+def _with_room(read: Tensor, room: int) -> Tensor:
+    """(b, G, t, d) -> (b, G, room, d)."""
+    kept = read.new_empty(*read.shape[:2], room, read.shape[3])
     kept[:, :, : read.shape[2]] = read
     return kept
 
