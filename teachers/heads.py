@@ -12,6 +12,7 @@ import torch
 from teachers.caching import eval_mode
 from teachers.causal_lm import decoder, unwrapped
 from teachers.errors import TeacherError
+from teachers.probe import rounding_of
 from teachers.types import Head, HeadWeights
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-
-# How far two ways to the same logits may be apart, as a share of the largest one.
-_NOISE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def find_head(model: nn.Module, vocab_size: int, key: str, *, called: str | None = None) -> Head:
@@ -43,7 +41,7 @@ def find_head(model: nn.Module, vocab_size: int, key: str, *, called: str | None
         return HeadWeights(matrix.weight, getattr(matrix, "bias", None))
 
     states, expected = _states_and_logits(model, vocab_size)
-    noise = _NOISE.get(matrix.weight.dtype, 5e-2)
+    noise = rounding_of(matrix.weight.dtype)
     for scale, softcap in _candidates(unwrapped(model).config.get_text_config()):
         head = Head(key=key, size=vocab_size, load=load, scale=scale, softcap=softcap)
         if states.shape[-1] == matrix.weight.shape[-1] and _same(_logits(head, states), expected, noise):

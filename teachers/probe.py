@@ -38,7 +38,7 @@ Piece: TypeAlias = "tuple[int, int, Tensor]"
 # Runs rows in one way, in the company of a stranger: tokens that the rows must not see.
 Run: TypeAlias = "Callable[[nn.Module, Sequence[Tensor], Tensor], Iterator[Piece]]"
 
-# Relative errors. _ROUNDING: what another order of additions may cost, measured on tiny and small models.
+# Relative errors. _ROUNDING: what another order of operations may cost, measured on tiny and small models.
 # _INFLUENCE: what another stranger may change; dense models change by exactly nothing, so this is the sharper test in
 # bfloat16, where real mistakes of weakly coupled layers hide in the rounding.
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -47,6 +47,11 @@ _INFLUENCE = 1e-3
 _REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 _DECODED = 8  # tokens decoded one at a time
 _LONGEST_WINDOW = 256  # sliding windows and compression up to this many tokens are filled, longer ones cost too much
+
+
+def rounding_of(dtype: torch.dtype) -> float:
+    """How far two ways to the same logits may be apart in `dtype`, as a share of the largest one."""
+    return _ROUNDING.get(dtype, 5e-2)
 
 
 def probe(model: nn.Module, vocab_size: int) -> Tolerance:
@@ -62,7 +67,7 @@ def probe(model: nn.Module, vocab_size: int) -> Tolerance:
         vocab_size: ids are drawn below it.
     """
     parameter = next(model.parameters())
-    rounding = _ROUNDING.get(parameter.dtype, 5e-2)
+    rounding = rounding_of(parameter.dtype)
     with torch.inference_mode(), eval_mode(model), _same_random_state(parameter.device):
         *rows, stranger, other = _random_rows(vocab_size, _window(model), parameter.device)
         alone = [_logits(model, row[None])[0] for row in rows]

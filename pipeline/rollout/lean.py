@@ -13,178 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, pad, rms_norm, scaled_dot_product_attention
+from torch import Tensor
+from torch.nn.functional import embedding, linear, pad, scaled_dot_product_attention
 
 from pipeline.rollout.cached import CachedEngine
 from pipeline.rollout.decoding import Engine
+from pipeline.rollout.lean_weights import Layer, Projection, Weights, read_weights
 from teachers.caching import eval_mode
-from teachers.causal_lm import CausalLM, decoder, unwrapped
+from teachers.causal_lm import CausalLM
+from teachers.probe import rounding_of
 
-# Their layers are what `_projected` and `_finished` compute. Others that look alike scale, cap, or norm once more.
-_ARCHITECTURES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # angles that do not depend on the length of the text
-# Largest difference between two ways to the same logits, as a share of the largest logit.
-_NOISE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _FEW_ROWS = 64
 _GROWTH = 128  # tokens: the least by which a cache grows
-
-
-# ---- a model's weights, as they are now ----
-
-
-@dataclass(frozen=True, eq=False)
-class _Projection:
-    """x Wᵀ + bias, and for each LoRA adapter x Aᵀ Bᵀ, B scaled."""
-
-    weight: Tensor
-    bias: Tensor | None
-    adapters: tuple[tuple[Tensor, Tensor], ...]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = linear(x, self.weight, self.bias)
-        for down, up in self.adapters:
-            y = y + linear(linear(x.to(down.dtype), down), up).to(y.dtype)
-        return y
-
-
-@dataclass(frozen=True, eq=False)
-class _Norm:
-    weight: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.weight.ndim == 1:
-            return rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return rms_norm(x, self.weight.shape[-1:], None, self.eps) * self.weight
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """inputs: of queries, keys and values; gates: of the gate and what passes it; each one projection or several, side
-    by side. turned_norm: of queries and keys, its weight (H + G, d); None where the architecture has none."""
-
-    attention_norm: _Norm
-    inputs: tuple[_Projection, ...]
-    turned_norm: _Norm | None
-    output: _Projection
-    mlp_norm: _Norm
-    gates: tuple[_Projection, ...]
-    down: _Projection
-    activation: nn.Module
-
-
-@dataclass(frozen=True, eq=False)
-class _Weights:
-    """products: the dtype of projections and of the head (V, D); embedding and norms have the model's own. attention:
-    that of keys, values and what is done with them. rotary: the model's own module: (x, positions) -> cosines and
-    sines. turned: H + G, the heads that it turns."""
-
-    embedding: Tensor
-    layers: tuple[_Layer, ...]
-    norm: _Norm
-    head: Tensor
-    head_bias: Tensor | None
-    rotary: nn.Module
-    turned: int
-    heads: int
-    channels: int
-    products: torch.dtype
-    attention: torch.dtype
-
-
-def _read(lm: CausalLM, products: torch.dtype | None) -> _Weights:
-    """Raises LookupError where the model is not of a shape that is known here."""
-    body: Any = decoder(lm.model)
-    _require(type(body).__name__ in _ARCHITECTURES)
-    config = body.config
-    _require(getattr(body.rotary_emb, "rope_type", None) in _STATIC_ROPE)
-    _require(set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"})
-    _require(hasattr(config, "layer_types") or getattr(config, "sliding_window", None) is None)
-    top = unwrapped(lm.model).get_output_embeddings()
-    _require(type(top) is nn.Linear)
-    own = body.embed_tokens.weight.dtype
-    wanted = products or own
-
-    def cast(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().to(wanted)
-
-    def projection(module: Any) -> _Projection:
-        base, adapters = _adapted(module)
-        _require(type(base) is nn.Linear)
-        scaled = [(a.detach(), b.detach() * scale) for a, b, scale in adapters]
-        if products is not None:
-            scaled = [(a.to(products), b.to(products)) for a, b in scaled]
-        return _Projection(base.weight.detach().to(wanted), cast(base.bias), tuple(scaled))
-
-    def norm(module: Any) -> _Norm:
-        return _Norm(module.weight.detach(), module.variance_epsilon)
-
-    def side_by_side(*modules: Any) -> tuple[_Projection, ...]:
-        """One projection where its weights are a copy already, and nothing but weights: fewer, larger products."""
-        parts = tuple(projection(module) for module in modules)
-        if wanted == own or any(part.adapters or part.bias is not None for part in parts):
-            return parts
-        return (_Projection(torch.cat([part.weight for part in parts]), None, ()),)
-
-    def turned_norm(attention: Any) -> _Norm | None:
-        if not hasattr(attention, "q_norm"):
-            return None
-        heads, groups = config.num_attention_heads, config.num_key_value_heads
-        weights = (attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(groups, -1))
-        return _Norm(torch.cat(weights).detach(), attention.q_norm.variance_epsilon)
-
-    def layer(module: Any) -> _Layer:
-        attention, mlp = module.self_attn, module.mlp
-        return _Layer(
-            norm(module.input_layernorm),
-            side_by_side(attention.q_proj, attention.k_proj, attention.v_proj),
-            turned_norm(attention),
-            projection(attention.o_proj),
-            norm(module.post_attention_layernorm),
-            side_by_side(mlp.gate_proj, mlp.up_proj),
-            projection(mlp.down_proj),
-            mlp.act_fn,
-        )
-
-    size = lm.vocab_size
-    return _Weights(
-        embedding=body.embed_tokens.weight.detach(),
-        layers=tuple(layer(module) for module in body.layers),
-        norm=norm(body.norm),
-        head=top.weight.detach()[:size].to(wanted),
-        head_bias=None if top.bias is None else top.bias.detach()[:size].float(),
-        rotary=body.rotary_emb,
-        turned=config.num_attention_heads + config.num_key_value_heads,
-        heads=config.num_attention_heads,
-        channels=body.layers[0].self_attn.head_dim,
-        products=wanted,
-        attention=own if top.weight.device.type == "cpu" else wanted,  # a CPU is quicker at it in fp32 than in bf16
-    )
-
-
-def _adapted(module: Any) -> tuple[Any, list[tuple[Tensor, Tensor, float]]]:
-    """The plain layer under a module, and (A, B, scale) of the LoRA adapters that are on."""
-    from peft.tuners.lora import Linear
-
-    if not isinstance(module, Linear):
-        return module, []
-    _require(not module.merged and not module.fan_in_fan_out)
-    if module.disable_adapters:
-        return module.base_layer, []
-    active = [name for name in module.active_adapters if name in module.lora_A]
-    _require(not any(name in getattr(module, "lora_variant", {}) for name in active))
-    _require(not any(module.lora_B[name].bias is not None for name in active))
-    found = [(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]) for name in active]
-    return module.base_layer, found
-
-
-def _require(holds: bool) -> None:
-    if not holds:
-        raise LookupError("not a shape that is computed here")
 
 
 # ---- rows that decode ----
@@ -199,7 +41,7 @@ class LeanBatch:
     turns: cosines and signed sines (places, d) of every place that a row can reach.
     """
 
-    weights: _Weights
+    weights: Weights
     keys: list[Tensor]
     values: list[Tensor]
     width: int
@@ -242,7 +84,7 @@ class LeanBatch:
 
 
 def _projected(
-    weights: _Weights, layer: _Layer, x: Tensor, cosines: Tensor, sines: Tensor
+    weights: Weights, layer: Layer, x: Tensor, cosines: Tensor, sines: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x (b, t, D) to queries (b, t, H, d), keys and values (b, t, G, d), the first two turned to their places."""
     projected = _side_by_side(layer.inputs, layer.attention_norm(x).to(weights.products))
@@ -254,18 +96,18 @@ def _projected(
     return turned[:, :, : weights.heads], turned[:, :, weights.heads :], all_heads[:, :, weights.turned :]
 
 
-def _side_by_side(projections: tuple[_Projection, ...], x: Tensor) -> Tensor:
+def _side_by_side(projections: tuple[Projection, ...], x: Tensor) -> Tensor:
     return projections[0](x) if len(projections) == 1 else torch.cat([part(x) for part in projections], -1)
 
 
-def _finished(weights: _Weights, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
+def _finished(weights: Weights, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
     """What follows attention in a layer: attended (b, t, H d) to the next layer's x."""
     x = x + layer.output(attended.to(weights.products))
     gate, up = _side_by_side(layer.gates, layer.mlp_norm(x).to(weights.products)).chunk(2, -1)
     return x + layer.down(layer.activation(gate) * up)
 
 
-def _logits(weights: _Weights, x: Tensor) -> Tensor:
+def _logits(weights: Weights, x: Tensor) -> Tensor:
     """(b, D) -> (b, V) fp32."""
     normed, matrix = weights.norm(x).to(weights.products), weights.head
     if x.device.type == "cpu" and matrix.dtype != torch.bfloat16 and len(x) <= _FEW_ROWS:
@@ -287,7 +129,7 @@ class LeanEngine:
 
     def read(self, prompts: Sequence[tuple[int, ...]], order: Sequence[int], new: int) -> LeanBatch:
         """As in the protocol: prompts padded on the left, all copies of one run once."""
-        weights = _read(self.lm, self.products)
+        weights = read_weights(self.lm, self.products)
         device = weights.embedding.device
         longest = max(map(len, prompts))
         pads = torch.tensor([longest - len(ids) for ids in prompts], device=device)
@@ -318,7 +160,7 @@ class LeanEngine:
         return batch
 
 
-def _turns(weights: _Weights, places: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _turns(weights: Weights, places: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines (places, d) by which channels are turned; a pair is half of the channels apart."""
     cosines, sines = (turn[0] for turn in weights.rotary(x, places[None]))
     half = weights.channels // 2
@@ -375,7 +217,7 @@ def lean_engine(lm: CausalLM, products: torch.dtype | None = None) -> LeanEngine
 def _agrees(engine: LeanEngine) -> bool:
     """Compares the logits of some rows, read and decoded in one batch, with the model's own for each row alone."""
     lm = engine.lm
-    weights = _read(lm, engine.products)
+    weights = read_weights(lm, engine.products)
     device, size = weights.embedding.device, lm.vocab_size
     decoded = 4
     lengths = [min(length, lm.context - decoded) for length in (5, 11, 8)]
@@ -387,7 +229,7 @@ def _agrees(engine: LeanEngine) -> bool:
     for turn in range(decoded - 1):
         batch.advance(torch.tensor([row[turn - decoded] for row in rows], device=device))
         found.append(batch.logits)
-    noise = _NOISE.get(weights.products, 5e-2)
+    noise = rounding_of(weights.products)
     for index, row in enumerate(rows):
         with torch.autocast(device.type, engine.products, enabled=engine.products is not None):
             logits: Tensor = lm.model(input_ids=torch.tensor([row], device=device), use_cache=False).logits
