@@ -22,7 +22,7 @@ from pipeline.errors import RunError
 from pipeline.judgments import JudgedSettings
 from pipeline.loop import Loop
 from pipeline.new_model import create_model
-from pipeline.optim import build_optimizer, products_of
+from pipeline.optim import build_optimizer
 from pipeline.privacy import guard_of
 from pipeline.prompts import PromptSets, load_prompts, require, require_lengths, require_references
 from pipeline.ranks import World
@@ -34,7 +34,7 @@ from pipeline.routing import plan_of, routes_of
 from pipeline.run_directory import same_data
 from pipeline.student import Student, load_student
 from pipeline.targets import ANCHOR
-from pipeline.writers import Writer, reference_length, reference_writer, student_writer, teacher_writer
+from pipeline.writers import Writer, products_of, reference_length, reference_writer, student_writer, teacher_writer
 from teachers.causal_lm import load_tokenizer, render
 from teachers.pool import Pool, build_pool
 from teachers.privileged import Selves

@@ -36,11 +36,6 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def products_of(training: Training) -> torch.dtype | None:
-    """The dtype of matrix products where it is not the weights' own."""
-    return torch.bfloat16 if training.mixed_precision == "bf16" else None
-
-
 def build_optimizer(student: nn.Module, training: Training) -> Optimizer:
     """AdamW over the student's trainable parameters, with fp32 copies of those in half precision."""
     groups = parameter_groups(student, training.weight_decay)

@@ -11,12 +11,11 @@ from math import ceil
 import torch
 
 from pipeline.loop import Loop
-from pipeline.optim import products_of
 from pipeline.recipe import DistillRecipe, SftRecipe
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.targets import Row, build_batch, group_rows, normaliser
 from pipeline.types import Prompt, Rollout
-from pipeline.writers import student_writer
+from pipeline.writers import products_of, student_writer
 from teachers.config import ExactAnswer, Limits, ProgramTeacher, RemoteBase, TeacherConfig
 
 DOMAINS_TRIED = 4  # whose prompts stand for all

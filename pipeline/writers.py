@@ -14,6 +14,7 @@ import torch
 
 from pipeline.errors import DataError
 from pipeline.prompts import beginning
+from pipeline.recipe import Training
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import OnFinished, SamplingSettings
 from pipeline.types import Prompt, Rollout
@@ -35,6 +36,11 @@ class Writer(Protocol):
         on_finished: called with those that are finished, while others are still being written.
         """
         ...
+
+
+def products_of(training: Training) -> torch.dtype | None:
+    """The dtype of matrix products where it is not the weights' own."""
+    return torch.bfloat16 if training.mixed_precision == "bf16" else None
 
 
 def student_writer(lm: CausalLM, settings: SamplingSettings, seed: int, products: torch.dtype | None = None) -> Writer:

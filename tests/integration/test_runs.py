@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from pipeline import assess
 from pipeline.errors import DataError, ModelError, RunError
 from pipeline.files import read_lines
 from pipeline.new_model import model_config, model_from_config
@@ -182,13 +183,31 @@ def test_an_extension_prepares_more_and_leaves_what_was_prepared(tmp_path: Path)
     assert (folder / "prepared" / "second" / "model").is_dir()
 
 
-def test_the_baselines_stand_beside_the_student(tmp_path: Path) -> None:
+def test_the_baselines_stand_beside_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[str] = []
+    evaluate = assess._evaluate
+
+    def watched(job: Any, parts: Any, lm: Any, domains: Any, name: str) -> Any:
+        evaluated.append(name)
+        return evaluate(job, parts, lm, domains, name)
+
+    monkeypatch.setattr(assess, "_evaluate", watched)
     settings = {**distill_settings(tmp_path), "compare": ["parameter_average", "sft_on_teacher_samples"]}
     folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings))
     result = json.loads((folder / "evaluation.json").read_text())
     models = {"base", "specialist", "parameter_average", "sft_on_teacher_samples", "student"}
     assert {domain: set(scores) for domain, scores in result["domains"].items()} == dict.fromkeys(DOMAINS, models)
     assert set(result["kl"]) == set(DOMAINS)
+    assert sorted(evaluated) == [
+        "average of the teachers",
+        "base",
+        "student",
+        "student",
+        *(f"teacher {name}" for name in sorted(DOMAINS)),
+    ]
+    for name in ("base.json", "base.samples.jsonl"):  # the base is evaluated once, and what is known is handed on
+        known, copy = (run / "evaluations" / name for run in (folder, folder / "compare" / "sft_on_teacher_samples"))
+        assert copy.read_bytes() == known.read_bytes()
     run_here(tmp_path / "recipe.yaml", "training.steps=9", extend=True)
     baseline = folder / "compare" / "sft_on_teacher_samples"
     assert len(metrics(baseline)) > 3  # as many tokens as the longer run, not as many as before

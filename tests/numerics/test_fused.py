@@ -561,6 +561,18 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary() -> None:
     assert plain.peak > 3 * whole
 
 
+def test_in_bfloat16_only_the_last_chunk_is_padded() -> None:
+    """Products come in multiples of 64 rows there. Of 200 rows of one kind and 100 of another the budget holds some 150
+    at once: 128 are run, then 72, then 100."""
+    hidden = draw(300, WIDTH, seed=50).bfloat16().requires_grad_()
+    head, weights = make_head(100, torch.bfloat16, size=40_000)
+    batch = make_batch([], rows=300, size=40_000, nll=True)
+    with Watch() as watch:
+        fused_loss(hidden, head, weights, batch, chunk_bytes=22_500_000)
+    rows = Counter({shape[0]: count for shape, count in watch.products.items() if shape[1] == 40_000})
+    assert rows == {128: 3}
+
+
 class Watch(TorchDispatchMode):
     """Shapes of the matrix products, the dtype of the first one, and the most bytes alive at once."""
 

@@ -50,6 +50,21 @@ def loop_of(folder: Path, settings: Settings) -> Iterator[Loop]:
 # ---- who writes ----
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_student_writes_in_the_precision_that_it_trains_in(tmp_path: Path, precision: str) -> None:
+    settings = changed(distill_settings(tmp_path), {"training.mixed_precision": precision})
+    with loop_of(tmp_path, settings) as loop:
+        prompts, _ = draw_prompts(loop, MixState())
+        (rollout, *_) = loop.write(prompts, 1)
+        ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
+        start, size = len(rollout.prompt_ids), loop.student.lm.vocab_size
+        with torch.inference_mode():
+            exact = loop.student.lm.model(input_ids=ids).logits[0, start - 1 : -1, :size].log_softmax(-1)
+    off = (exact.gather(-1, ids[0, start:, None])[:, 0] - torch.tensor(rollout.model_logprobs)).abs().max()
+    assert (off > 1e-4) == (precision == "bf16")
+    assert off < 0.1
+
+
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_a_step_is_written_by_the_weights_that_the_rule_names(tmp_path: Path, staleness: int) -> None:
     """Step n by the weights after n - 1 - staleness updates: what they write again is what was recorded."""
