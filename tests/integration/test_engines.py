@@ -46,8 +46,9 @@ PLAIN = {
 }
 OTHERS = {
     "gemma2": Gemma2Config(**SHAPE),
-    "windows": MistralConfig(**SHAPE, sliding_window=8),
-    "some windows": Qwen3Config(**SHAPE, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    # Wider than the rows that are compared, which therefore cannot tell.
+    "windows": MistralConfig(**SHAPE, sliding_window=256),
+    "some windows": Qwen3Config(**SHAPE, use_sliding_window=True, sliding_window=256, max_window_layers=1),
     "dynamic": LlamaConfig(**SHAPE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
 }
 PROMPTS = [tuple(range(7, 7 + length)) for length in (9, 3, 14)]
