@@ -123,16 +123,24 @@ def examples_of(source: CodebaseSource, name: str, held_out: int, reader: Reader
     hidden = side("held out", sides.held_out_changes if by_change else sides.held_out, held_out, room)
     allowed = sides.train_changes if by_change else sides.train
     train = side("to train on", allowed, source.count, replace(room, withheld=withheld(sides)))
-    lacks = "to train on" if hidden and not train else "held out" if not hidden else None
-    nothing = f"data.sources.{name}: no place for the task {source.task} is {lacks} in {config.path}"
-    if lacks and not (train if source.weight else hidden):
-        raise DataError(f"{nothing}; `tutelage ingest {config.path}` shows what there is, and what each task needs")
-    if lacks == "held out":
+    lacks = [which for which, found in (("to train on", train), ("held out", hidden)) if not found]
+    nothing = f"data.sources.{name}: no place for the task {source.task} is {' or '.join(lacks)} in {config.path}"
+    if not (train if source.weight else hidden):
+        raise DataError(f"{nothing}{_remedy(config.path, room, by_change)}")
+    if not hidden:
         reader.bench.display.note(f"{nothing}: it is trained, and not measured")
     digest = blake2b(sides.fingerprint.encode(), digest_size=16)
     for each in (*train, *hidden):
         digest.update(repr((each.conversation, each.reference, each.retrieved, each.grading)).encode())
     return Examples(train, hidden, _checker(source, config), digest.digest())
+
+
+def _remedy(path: str, room: Room, by_change: bool) -> str:
+    without = "set source.commits=0" if by_change else "leave the source out"
+    return (
+        f", with prompts of {room.prompt:,} tokens and answers of {room.reference:,}; raise data.max_prompt_tokens or its "
+        f"reference_tokens, or {without}; `tutelage ingest {path}` shows what there is"
+    )
 
 
 def withheld(sides: Split) -> frozenset[str]:

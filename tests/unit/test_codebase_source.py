@@ -58,6 +58,13 @@ def test_what_is_only_measured_needs_something_to_measure(tmp_path: Path) -> Non
         Committed(tmp_path, touch_held_out=False).examples(weight=0)
 
 
+def test_where_nothing_fits_both_sides_and_the_ways_out_are_named(tmp_path: Path) -> None:
+    committed = Committed(tmp_path, touch_held_out=False)
+    said = r"is to train on or held out in .* prompts of 3,000 tokens and answers of 1; .*max_prompt_tokens.*commits=0"
+    with pytest.raises(DataError, match=said):
+        committed.examples(reference_tokens=1)
+
+
 def test_what_is_trained_needs_something_to_train_on(tmp_path: Path) -> None:
     committed = Committed(tmp_path, touch_held_out=True)
     with pytest.raises(DataError, match=r"no place for the task commit is to train on in .*tutelage ingest"):

@@ -157,7 +157,7 @@ def test_reasons_tell_nothing_that_a_test_printed(tmp_path: Path) -> None:
 def test_feature_without_a_test_that_tells_is_said(tmp_path: Path) -> None:
     nothing = {f"tests/test_{name}.py": f"from workshop import {name}\n\n\ndef test_it():\n    assert {name}\n"
                for name in ("stock", "words", "grid", "clockwork", "tree", "route", "coins", "queue")}  # fmt: skip
-    with pytest.raises(DataError, match="no place for the task feature is held out"):
+    with pytest.raises(DataError, match="no place for the task feature is to train on or held out"):
         Read(tmp_path, TESTS, nothing).examples("feature")
 
 
