@@ -138,8 +138,8 @@ def examples_of(source: CodebaseSource, name: str, held_out: int, reader: Reader
 def _remedy(path: str, room: Room, by_change: bool) -> str:
     without = "set source.commits=0" if by_change else "leave the source out"
     return (
-        f", with prompts of {room.prompt:,} tokens and answers of {room.reference:,}; raise data.max_prompt_tokens or its "
-        f"reference_tokens, or {without}; `tutelage ingest {path}` shows what there is"
+        f", with prompts of {room.prompt:,} tokens and answers of {room.reference:,}; raise data.max_prompt_tokens or "
+        f"its reference_tokens, or {without}; `tutelage ingest {path}` shows what there is"
     )
 
 
