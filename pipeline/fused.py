@@ -10,14 +10,14 @@ matrix, D hidden size, n a target's positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.head_groups import Group, groups_of, heads_of, loaded_heads
 from pipeline.logit_block import (
     Gradient,
     Measured,
@@ -71,9 +71,9 @@ def fused_loss(
         student = _Student.of(hidden, head, weights, dtype, batch.temperature, wanted)
         record = _Record.of(hidden, batch, student.accurate)
         run = _Pass(student, record, batch, Space(hidden.device), chunk_bytes)
-        with _loaded_heads(hidden.device) as load:
-            for group in _groups(batch, hidden.device):
-                _run_group(run, group, load(_heads(batch, group)))
+        with loaded_heads(hidden.device) as load:
+            for group in groups_of(batch, hidden.device):
+                _run_group(run, group, load(heads_of(batch, group)))
         nll = record.nll.sum()
         total = record.loss.sum() + nll
     if wanted:
@@ -220,61 +220,6 @@ class _Record:
         return tuple(TargetOutput(t.teacher, t.positions, d, o, m) for t, d, o, m in columns)
 
 
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Positions covered by the same targets. rows: for each of those targets, where its signal has the positions."""
-
-    positions: Tensor
-    targets: tuple[int, ...]
-    rows: tuple[Tensor, ...]
-    supervised: bool
-
-
-def _groups(batch: TrainingBatch, device: torch.device) -> list[_Group]:
-    """In the order of the heads they need, so that neighbours share what is loaded."""
-    n = batch.labels.shape[0]
-    if n == 0:
-        return []
-    covered = torch.zeros(n, len(batch.targets) + 1, dtype=torch.bool, device=device)
-    for column, target in enumerate(batch.targets):
-        covered[target.positions, column] = True
-    covered[:, -1] = batch.nll_weights != 0
-    kinds, member = torch.unique(covered, dim=0, return_inverse=True)
-    groups = []
-    for index, kind in enumerate(kinds.tolist()):
-        positions = (member == index).nonzero().squeeze(-1)
-        targets = tuple(column for column, there in enumerate(kind[:-1]) if there)
-        rows = tuple(torch.searchsorted(batch.targets[t].positions, positions) for t in targets)
-        groups.append(_Group(positions, targets, rows, kind[-1]))
-    return sorted(groups, key=lambda group: (sorted(_heads(batch, group)), group.targets, group.supervised))
-
-
-def _heads(batch: TrainingBatch, group: _Group) -> dict[str, Head]:
-    signals = (batch.targets[t].signal for t in group.targets)
-    return {signal.head.key: signal.head for signal in signals if isinstance(signal, FullVocab)}
-
-
-@contextmanager
-def _loaded_heads(device: torch.device) -> Iterator[Callable[[Mapping[str, Head]], dict[str, HeadWeights]]]:
-    """Gives a function that loads the heads it is told and first releases those it is not told."""
-    held: dict[str, tuple[Head, HeadWeights]] = {}
-
-    def load(heads: Mapping[str, Head]) -> dict[str, HeadWeights]:
-        for key in held.keys() - heads.keys():
-            held.pop(key)[0].release()
-        for key, head in heads.items():
-            if key not in held:
-                weights = head.load()
-                bias = None if weights.bias is None else weights.bias.to(device)
-                held[key] = head, HeadWeights(weights.weight.to(device), bias)
-        return {key: held[key][1] for key in heads}
-
-    try:
-        yield load
-    finally:
-        load({})
-
-
 # ---- chunks: matrix products ----
 
 
@@ -302,7 +247,7 @@ class _Pass:
     chunk_bytes: int
 
 
-def _run_group(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -> None:
+def _run_group(run: _Pass, group: Group, heads: Mapping[str, HeadWeights]) -> None:
     student, space = run.student, run.space
     chunk, block = _rows_at_once(run, group, heads)
     for start in range(0, len(group.positions), chunk):
@@ -329,7 +274,7 @@ def _steady(hidden: Tensor) -> Tensor:
     return torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % _STEADY))
 
 
-def _rows_at_once(run: _Pass, group: _Group, heads: Mapping[str, HeadWeights]) -> tuple[int, int]:
+def _rows_at_once(run: _Pass, group: Group, heads: Mapping[str, HeadWeights]) -> tuple[int, int]:
     """(C, B): the most rows of raw logits and of a block's buffers that `chunk_bytes` hold together; at least one."""
     student, size = run.student, run.student.head.size
     signals = [run.batch.targets[index].signal for index in group.targets]

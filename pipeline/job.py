@@ -24,7 +24,8 @@ from pipeline.loop import Loop
 from pipeline.new_model import create_model
 from pipeline.optim import build_optimizer
 from pipeline.privacy import guard_of
-from pipeline.prompts import PromptSets, load_prompts, require, require_lengths, require_references
+from pipeline.prompt_lengths import require_lengths, require_references
+from pipeline.prompts import PromptSets, load_prompts, require
 from pipeline.ranks import World
 from pipeline.recipe import Codebase, CodebaseSource, DistillRecipe, NewModel, RecipeBase, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name

@@ -28,7 +28,6 @@ from teachers.types import Chat, Conversation, Message, RawText
 
 READ_AHEAD = 1_000  # rows decoded at once
 Size = tuple[int, int]  # bytes of a prompt's text, and of its reference
-SPARE_TOKENS = 16  # for what a chat template puts around longer conversations
 # Generated held-out questions do not depend on the run's seed, so that runs with different seeds compare.
 HELD_OUT_SEED = 0
 
@@ -145,58 +144,6 @@ def require(prompt_sets: PromptSets, prompts_per_step: int) -> None:
             )
 
 
-def require_lengths(
-    prompt_sets: PromptSets, render: Callable[[Conversation], Sequence[int]], most: int, *, context: int, new: int
-) -> None:
-    """Raises DataError where a prompt has more than `most` tokens, or with `new` ones more than `context`.
-
-    render: how the student sees a prompt.
-
-    A token is at least a byte, so only prompts of many bytes are rendered: those that with the template's own tokens,
-    as many as it puts around nothing, might pass.
-    """
-    held_out = [prompt for prompts in prompt_sets.held_out.values() for prompt in prompts]
-    limit = min(most, context - new)
-    everything = [*prompt_sets.train.values(), Rows(held_out.__getitem__, range(len(held_out)), _sizes(held_out))]
-    for prompts in everything:
-        around = len(render(_emptied(prompts[0].conversation))) + SPARE_TOKENS
-        for place in np.flatnonzero(prompts.sizes[:, 0] + around > limit):
-            prompt = prompts[int(place)]
-            length = len(render(prompt.conversation))
-            begins = f"leave the prompt out; it begins {beginning(prompt.conversation)!r}"
-            if length > most:
-                raise DataError(
-                    f"data.sources.{prompt.source}: a prompt has {length} tokens, data.max_prompt_tokens is {most}: "
-                    f"raise it or {begins}"
-                )
-            if length > limit:
-                raise DataError(
-                    f"data.sources.{prompt.source}: a prompt has {length} tokens, and with {new} new ones passes the "
-                    f"model's context of {context}: lower rollout.max_new_tokens or {begins}"
-                )
-
-
-def require_references(prompt_sets: PromptSets, length: Callable[[Prompt], int], context: int) -> None:
-    """Raises DataError where a training prompt has no reference, or more than `context` tokens together with it.
-
-    length: of both; raises DataError where there is no reference. A token is at least a byte, so only long ones are
-    counted.
-    """
-    for prompts in prompt_sets.train.values():
-        for place in np.flatnonzero(prompts.sizes[:, 1] == 0):
-            length(prompts[int(place)])
-        around = (
-            length(replace(prompts[0], conversation=_emptied(prompts[0].conversation), reference="")) + SPARE_TOKENS
-        )
-        for place in np.flatnonzero(prompts.sizes.sum(1) + around > context):
-            prompt = prompts[int(place)]
-            if (found := length(prompt)) > context:
-                raise DataError(
-                    f"data.sources.{prompt.source}: a prompt and its answer have {found} tokens, and the model's "
-                    f"context is {context}: leave it out; it begins {beginning(prompt.conversation)!r}"
-                )
-
-
 # ---- one source ----
 
 
@@ -262,7 +209,7 @@ def _scan_tasks(source: TaskSource, name: str, held_out: int, folder: Path, seed
     hidden = tuple(prompts(held_out, HELD_OUT_SEED, "held_out"))
     ids = [prompt.prompt_id for prompt in distinct]
     keys = [text_key(prompt.conversation, prompt.reference) for prompt in distinct]
-    sizes = _sizes(distinct)
+    sizes = sizes_of(distinct)
     digest = _hash([*ids, *(prompt.prompt_id for prompt in hidden)], 16)
     return _Scan(distinct.__getitem__, range(len(ids)), ids, keys, sizes, hidden, source.count - len(ids), digest)
 
@@ -293,7 +240,7 @@ def _scan_code(source: CodebaseSource, name: str, held_out: int, folder: Path, r
     ids = [prompt.prompt_id for prompt in distinct]
     keys = [text_key(prompt.conversation, prompt.reference) for prompt in distinct]
     dropped = len(found.train) - len(distinct)
-    return _Scan(distinct.__getitem__, range(len(ids)), ids, keys, _sizes(distinct), hidden, dropped, found.digest)
+    return _Scan(distinct.__getitem__, range(len(ids)), ids, keys, sizes_of(distinct), hidden, dropped, found.digest)
 
 
 def _row_dicts(table: Any) -> Iterator[dict[str, Any]]:
@@ -359,14 +306,8 @@ def _size(conversation: Conversation, reference: str | None) -> Size:
     return prompt, len((reference or "").encode("utf-8", "surrogatepass"))
 
 
-def _sizes(prompts: Sequence[Prompt]) -> list[Size]:
+def sizes_of(prompts: Sequence[Prompt]) -> list[Size]:
     return [_size(prompt.conversation, prompt.reference) for prompt in prompts]
-
-
-def _emptied(conversation: Conversation) -> Conversation:
-    if isinstance(conversation, RawText):
-        return RawText("")
-    return replace(conversation, messages=tuple(replace(message, content="") for message in conversation.messages))
 
 
 def beginning(conversation: Conversation) -> str:

@@ -169,61 +169,24 @@ def recipe_of(work: Work, folder: Path) -> dict[str, Any]:
 
 def trl(work: Work, folder: Path) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    import torch
-    from datasets import load_dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DistillationConfig, DistillationTrainer
-    from trl.kernels import chunked_divergence
+    from transformers import TrainerCallback
 
-    dtype = torch.bfloat16 if work.bf16 else torch.float32
-    if not work.bf16:
-        chunked_divergence.TOKEN_CHUNK_SIZE = 256
-    source = student_of(work, folder)
-    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    prompts = load_dataset("json", data_files=str(folder / "teacher-0.jsonl"), split="train")
-    forced = {} if work.varied else {"min_new_tokens": work.completion}
+    lengths: list[int] = []
+
+    class InTurn(TrainerCallback):  # type: ignore[misc]
+        start = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if not told():
+                os._exit(0)
+            lengths.clear()
+            self.start = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            say(seconds=time.perf_counter() - self.start, tokens=sum(lengths), peak=memory("VmHWM"))
+
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        settings = DistillationConfig(
-            output_dir=place,
-            per_device_train_batch_size=PER_FORWARD,
-            gradient_accumulation_steps=FORWARDS,
-            max_completion_length=work.completion,
-            max_steps=10_000,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            bf16=work.bf16,
-            gradient_checkpointing=work.bf16,
-            generation_kwargs=forced,
-        )
-        adapter = LoraConfig(
-            r=LORA["rank"], lora_alpha=LORA["alpha"], target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        lengths: list[int] = []
-
-        class InTurn(TrainerCallback):  # type: ignore[misc]
-            start = 0.0
-
-            def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-                if not told():
-                    os._exit(0)
-                lengths.clear()
-                self.start = time.perf_counter()
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-                say(seconds=time.perf_counter() - self.start, tokens=sum(lengths), peak=memory("VmHWM"))
-
-        trainer = DistillationTrainer(
-            model=AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32),
-            teacher_model=AutoModelForCausalLM.from_pretrained(folder / "teacher-0", dtype=dtype),
-            args=settings,
-            train_dataset=prompts.rename_column("text", "prompt"),
-            processing_class=tokenizer,
-            peft_config=adapter if work.tuning == "lora" else None,
-            callbacks=[InTurn()],
-        )
+        trainer = trl_trainer(work, folder, place, InTurn())
         generate: Callable[..., Any] = trainer._generate_single_turn
 
         def counted(*arguments: Any, **rest: Any) -> Any:
@@ -234,6 +197,46 @@ def trl(work: Work, folder: Path) -> None:
         trainer._generate_single_turn = counted
         say(before=memory("VmRSS"))
         trainer.train()
+
+
+def trl_trainer(work: Work, folder: Path, output: str, callback: Any) -> Any:
+    """TRL's `DistillationTrainer` on the work: with its defaults in bf16, at its best on this machine in fp32."""
+    import torch
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DistillationConfig, DistillationTrainer
+    from trl.kernels import chunked_divergence
+
+    dtype = torch.bfloat16 if work.bf16 else torch.float32
+    if not work.bf16:
+        chunked_divergence.TOKEN_CHUNK_SIZE = 256
+    source = student_of(work, folder)
+    prompts = load_dataset("json", data_files=str(folder / "teacher-0.jsonl"), split="train")
+    settings = DistillationConfig(
+        output_dir=output,
+        per_device_train_batch_size=PER_FORWARD,
+        gradient_accumulation_steps=FORWARDS,
+        max_completion_length=work.completion,
+        max_steps=10_000,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=work.bf16,
+        gradient_checkpointing=work.bf16,
+        generation_kwargs={} if work.varied else {"min_new_tokens": work.completion},
+    )
+    adapter = LoraConfig(r=LORA["rank"], lora_alpha=LORA["alpha"], target_modules="all-linear", task_type="CAUSAL_LM")
+    return DistillationTrainer(
+        model=AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32),
+        teacher_model=AutoModelForCausalLM.from_pretrained(folder / "teacher-0", dtype=dtype),
+        args=settings,
+        train_dataset=prompts.rename_column("text", "prompt"),
+        processing_class=AutoTokenizer.from_pretrained(source, padding_side="left"),
+        peft_config=adapter if work.tuning == "lora" else None,
+        callbacks=[callback],
+    )
 
 
 SIDES: dict[str, Callable[[Work, Path], None]] = {"ours": ours, "trl": trl}

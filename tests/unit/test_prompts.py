@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.prompts import PromptSets, load_prompts, require, require_lengths
+from pipeline.prompt_lengths import require_lengths
+from pipeline.prompts import PromptSets, load_prompts, require
 from pipeline.recipe import Data
 from pipeline.types import Prompt
 from teachers.types import Chat, Conversation, Message, RawText
