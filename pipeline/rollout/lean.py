@@ -16,16 +16,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, pad, scaled_dot_product_attention
+from torch.nn.functional import embedding, pad, scaled_dot_product_attention
 
 from pipeline.rollout.cached import CachedEngine
 from pipeline.rollout.decoding import Engine
-from pipeline.rollout.lean_weights import Layer, Projection, Weights, read_weights
+from pipeline.rollout.lean_weights import Layer, Projection, Weights, multiplied, read_weights
 from teachers.caching import eval_mode
 from teachers.causal_lm import CausalLM
 from teachers.probe import rounding_of
 
-_FEW_ROWS = 64
 _GROWTH = 128  # tokens: the least by which a cache grows
 
 
@@ -64,9 +63,8 @@ class LeanBatch:
             queries, keys, values = _projected(weights, layer, x, cosines, sines)
             all_keys[:, :, here] = keys[:, 0]
             all_values[:, :, here] = values[:, 0]
-            seen = all_keys[:, :, : self.width], all_values[:, :, : self.width]
             grouped = queries.to(weights.attention).view(len(x), all_keys.shape[1], -1, weights.channels)
-            attended = scaled_dot_product_attention(grouped, *seen, attn_mask=hidden)
+            attended = _attend(grouped, all_keys[:, :, : self.width], all_values[:, :, : self.width], hidden)
             x = _finished(weights, layer, x, attended.reshape(len(x), 1, -1))
         self.logits = _logits(weights, x[:, 0])
 
@@ -81,6 +79,17 @@ class LeanBatch:
         self.keys = [pad(keys, (0, 0, 0, more)) for keys in self.keys]
         self.values = [pad(values, (0, 0, 0, more)) for values in self.values]
         self.hidden = None if self.hidden is None else pad(self.hidden, (0, more))
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> Tensor:
+    """Attention of queries (b, G, H / G, d) over keys and values (b, G, w, d); on a CPU as the products that it is,
+    which are quicker there where so few tokens ask."""
+    if queries.device.type != "cpu":
+        return scaled_dot_product_attention(queries, keys, values, attn_mask=hidden)
+    scores = torch.matmul(queries * queries.shape[-1] ** -0.5, keys.transpose(2, 3))
+    if hidden is not None:
+        scores += hidden
+    return torch.matmul(torch.softmax(scores, -1), values)
 
 
 def _projected(
@@ -109,12 +118,7 @@ def _finished(weights: Weights, layer: Layer, x: Tensor, attended: Tensor) -> Te
 
 def _logits(weights: Weights, x: Tensor) -> Tensor:
     """(b, D) -> (b, V) fp32."""
-    normed, matrix = weights.norm(x).to(weights.products), weights.head
-    if x.device.type == "cpu" and matrix.dtype != torch.bfloat16 and len(x) <= _FEW_ROWS:
-        logits = torch.mm(matrix, normed.T).T.contiguous()  # the other way round takes three times as long there
-    else:
-        logits = linear(normed, matrix)
-    logits = logits.float()
+    logits = multiplied(weights.norm(x).to(weights.products), weights.head, None).float()
     return logits if weights.head_bias is None else logits + weights.head_bias
 
 

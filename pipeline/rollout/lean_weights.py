@@ -2,11 +2,15 @@
 
 Plain: RMS norm, rotary attention over grouped heads, RMS norm, gated MLP; with LoRA adapters on their projections.
 
+Decoding multiplies few rows by every weight, again and again. On a CPU most of that time goes into bringing each weight
+into the order in which its kernels read it, so it is brought there once: `packed`.
+
 Legend: H and G heads of queries and of keys, d channels of a head, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +23,33 @@ from teachers.causal_lm import CausalLM, decoder, unwrapped
 # Their layers are what `lean.py` computes. Others that look alike scale, cap, or norm once more.
 _ARCHITECTURES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # angles that do not depend on the length of the text
+_MOST_PACKED = 4 * 2**30  # bytes: packed weights are copies, and those of a large model are too much beside it
+
+
+def packed(weight: Tensor) -> Tensor:
+    """(out, in) in the order in which a CPU multiplies few rows by it; for `multiplied` alone."""
+    result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return result
+
+
+def multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (…, in) Wᵀ + bias -> (…, out); weight plain or packed."""
+    if not weight.is_mkldnn:
+        return linear(x, weight, bias)
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """x Wᵀ + bias, and for each LoRA adapter x Aᵀ Bᵀ, B scaled."""
+    """x Wᵀ + bias, and for each LoRA adapter that is not merged into W x Aᵀ Bᵀ, B scaled."""
 
     weight: Tensor
     bias: Tensor | None
     adapters: tuple[tuple[Tensor, Tensor], ...]
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = linear(x, self.weight, self.bias)
+        y = multiplied(x, self.weight, self.bias)
         for down, up in self.adapters:
             y = y + linear(linear(x.to(down.dtype), down), up).to(y.dtype)
         return y
@@ -81,8 +100,18 @@ class Weights:
     attention: torch.dtype
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """products: the dtype to multiply in. copied: weights are copies, into which adapters are merged and where
+    neighbours stand side by side. packed: see above."""
+
+    products: torch.dtype
+    copied: bool
+    packed: bool
+
+
 def read_weights(lm: CausalLM, products: torch.dtype | None) -> Weights:
-    """The weights as they are now: the model's own tensors, or copies in `products` where that is another dtype.
+    """The weights as they are now: the model's own tensors, or copies where they are packed or get another dtype.
 
     Raises LookupError where the model is not of a shape that is known here.
     """
@@ -91,20 +120,35 @@ def read_weights(lm: CausalLM, products: torch.dtype | None) -> Weights:
     _require_known(body, top)
     heads, groups = body.config.num_attention_heads, body.config.num_key_value_heads
     own, size = body.embed_tokens.weight.dtype, lm.vocab_size
-    wanted = products or own
+    layout = _layout(body, top.weight, products or own)
+    head = top.weight.detach()[:size].to(layout.products)
     return Weights(
         embedding=body.embed_tokens.weight.detach(),
-        layers=tuple(_layer(module, heads, groups, wanted, copied=wanted != own) for module in body.layers),
+        layers=tuple(_layer(module, heads, groups, layout) for module in body.layers),
         norm=_norm(body.norm),
-        head=top.weight.detach()[:size].to(wanted),
+        head=packed(head) if layout.packed else head,
         head_bias=None if top.bias is None else top.bias.detach()[:size].float(),
         rotary=body.rotary_emb,
         turned=heads + groups,
         heads=heads,
         channels=body.layers[0].self_attn.head_dim,
-        products=wanted,
-        attention=own if top.weight.device.type == "cpu" else wanted,  # a CPU is quicker at it in fp32 than in bf16
+        products=layout.products,
+        attention=own if top.weight.device.type == "cpu" else layout.products,  # a CPU is quicker at it in fp32
     )
+
+
+def _layout(body: Any, head: Tensor, products: torch.dtype) -> _Layout:
+    entries = head.numel() + sum(parameter.numel() for parameter in body.layers.parameters())
+    fits = entries * products.itemsize <= _MOST_PACKED
+    packs = head.device.type == "cpu" and fits and _can_pack(products)
+    return _Layout(products, copied=packs or products != body.embed_tokens.weight.dtype, packed=packs)
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _require_known(body: Any, top: Any) -> None:
@@ -121,15 +165,8 @@ def _require(holds: bool) -> None:
         raise LookupError("not a shape that is computed here")
 
 
-def _layer(module: Any, heads: int, groups: int, wanted: torch.dtype, *, copied: bool) -> Layer:
+def _layer(module: Any, heads: int, groups: int, layout: _Layout) -> Layer:
     attention, mlp = module.self_attn, module.mlp
-    query, key, value, output, gate, up, down = (
-        _projection(each, wanted, copied=copied)
-        for each in (
-            attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
-            mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-        )
-    )  # fmt: skip
     turned_norm = None
     if hasattr(attention, "q_norm"):
         of_queries, of_keys = _norm(attention.q_norm), _norm(attention.k_norm)
@@ -137,12 +174,12 @@ def _layer(module: Any, heads: int, groups: int, wanted: torch.dtype, *, copied:
         turned_norm = Norm(torch.cat(weights), of_queries.eps)
     return Layer(
         attention_norm=_norm(module.input_layernorm),
-        inputs=_side_by_side(query, key, value) if copied else (query, key, value),
+        inputs=_projections(layout, attention.q_proj, attention.k_proj, attention.v_proj),
         turned_norm=turned_norm,
-        output=output,
+        output=_projections(layout, attention.o_proj)[0],
         mlp_norm=_norm(module.post_attention_layernorm),
-        gates=_side_by_side(gate, up) if copied else (gate, up),
-        down=down,
+        gates=_projections(layout, mlp.gate_proj, mlp.up_proj),
+        down=_projections(layout, mlp.down_proj)[0],
         activation=mlp.act_fn,
     )
 
@@ -151,21 +188,30 @@ def _norm(module: Any) -> Norm:
     return Norm(module.weight.detach(), module.variance_epsilon)
 
 
-def _projection(module: Any, wanted: torch.dtype, *, copied: bool) -> Projection:
-    base, found = _adapted(module)
+def _projections(layout: _Layout, *modules: Any) -> tuple[Projection, ...]:
+    """What computes these modules of one input, side by side: fewer, larger products where they are copies."""
+    found = [_projection(module, layout) for module in modules]
+    if not layout.copied:
+        return tuple(found)
+    joined = [found] if len({part.bias is None for part in found}) == 1 else [[part] for part in found]
+    return tuple(_joined(layout, parts) for parts in joined)
+
+
+def _projection(module: Any, layout: _Layout) -> Projection:
+    base, adapters = _adapted(module)
     _require(type(base) is nn.Linear)
-    adapters = tuple((a.detach(), b.detach() * scale) for a, b, scale in found)
-    if copied:
-        adapters = tuple((a.to(wanted), b.to(wanted)) for a, b in adapters)
-    bias = None if base.bias is None else base.bias.detach().to(wanted)
-    return Projection(base.weight.detach().to(wanted), bias, adapters)
+    weight, bias = base.weight.detach(), None if base.bias is None else base.bias.detach().to(layout.products)
+    if not layout.copied:
+        return Projection(weight, bias, tuple((down.detach(), up.detach() * scale) for down, up, scale in adapters))
+    for down, up, scale in adapters:
+        weight = torch.addmm(weight.float(), up.detach().float(), down.detach().float(), alpha=scale)
+    return Projection(weight.to(layout.products), bias, ())
 
 
-def _side_by_side(*parts: Projection) -> tuple[Projection, ...]:
-    """One where they are nothing but weights, and copies already: fewer, larger products."""
-    if any(part.adapters or part.bias is not None for part in parts):
-        return parts
-    return (Projection(torch.cat([part.weight for part in parts]), None, ()),)
+def _joined(layout: _Layout, parts: Sequence[Projection]) -> Projection:
+    weight = torch.cat([part.weight for part in parts]) if len(parts) > 1 else parts[0].weight
+    biases = [part.bias for part in parts if part.bias is not None]
+    return Projection(packed(weight) if layout.packed else weight, torch.cat(biases) if biases else None, ())
 
 
 def _adapted(module: Any) -> tuple[Any, list[tuple[Tensor, Tensor, float]]]:

@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from pipeline.rollout.cached import CachedEngine
 from pipeline.rollout.decoding import Engine
 from pipeline.rollout.lean import lean_engine
+from pipeline.rollout.lean_weights import read_weights
 from teachers.causal_lm import CausalLM
 from teachers.probe import Tolerance
 from teachers.switching import active_adapter, adapters_disabled
@@ -127,6 +128,22 @@ def test_products_in_bf16_are_those_of_autocast(name: str) -> None:
     assert worst > 1e-4 * float(exact[0].abs().max()), "it was computed in the weights' own dtype"
 
 
+@pytest.mark.parametrize("products", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_weights_too_large_to_be_packed_give_the_same(
+    name: str, products: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = lm_of(PLAIN[name])
+    found = decoded(lean(lm, products), [2, 2, 0, 1], 6, 2)
+    with torch.inference_mode():
+        assert read_weights(lm, products).head.is_mkldnn
+    monkeypatch.setattr("pipeline.rollout.lean_weights._MOST_PACKED", 1_000)
+    plain = lean(lm, products)
+    with torch.inference_mode():
+        assert not read_weights(lm, products).head.is_mkldnn
+    assert_same(found, decoded(plain, [2, 2, 0, 1], 6, 2), 1e-4 if products is None else 2e-2)
+
+
 def test_weights_in_bf16() -> None:
     lm = lm_of(PLAIN["qwen3"])
     lm = around(lm.model.to(torch.bfloat16))
@@ -142,7 +159,11 @@ def adapted() -> tuple[CausalLM, PeftModel]:
     return around(model.eval()), model
 
 
-def test_the_adapter_that_is_on_is_the_one_that_writes() -> None:
+@pytest.mark.parametrize("packs", [True, False])
+def test_the_adapter_that_is_on_is_the_one_that_writes(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged into packed copies, or beside the model's own weights."""
+    if not packs:
+        monkeypatch.setattr("pipeline.rollout.lean_weights._MOST_PACKED", 0)
     lm, model = adapted()
     engine = lean(lm)
     found = {}
