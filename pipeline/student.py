@@ -52,6 +52,7 @@ class Student(nn.Module):
         self.head = head
         self.key = key
         self.chunk_bytes = chunk_bytes
+        self.packs = packs(lm)
         self.trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.eval()
 
@@ -70,7 +71,7 @@ class Student(nn.Module):
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """The batch's loss and measurements. Every trained parameter is in the graph, for an empty batch too."""
-        hidden = last_hidden(self.lm, batch)
+        hidden = packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
         output = fused_loss(hidden, self.head, self.head.load(), batch, chunk_bytes=self.chunk_bytes)
         return replace(output, loss=attached(output.loss, list(self.trained_parameters().values())))
 
@@ -101,19 +102,19 @@ class _Edges(torch.autograd.Function):
 # ---- from a flat batch to hidden states ----
 
 
-def last_hidden(lm: CausalLM, batch: TrainingBatch) -> Tensor:
-    """(N, D) last hidden states at `batch.predictors`, rows laid out as the architecture computes them right.
+def packs(lm: CausalLM) -> bool:
+    """Whether the rows of a batch are laid end to end.
 
     Packing pays only where attention knows the rows' boundaries (flash attention): anywhere else S tokens laid end to
     end cost S² of attention and a mask of that size, while right padding needs no mask at all in a causal model.
     """
     attention = str(getattr(lm.model.config, "_attn_implementation", ""))
-    packed = lm.tolerance.packing and attention.startswith("flash_attention")
-    return packed_hidden(lm, batch) if packed else padded_hidden(lm, batch)
+    return attention.startswith("flash_attention") and lm.tolerance.packing
 
 
 def padded_hidden(lm: CausalLM, batch: TrainingBatch) -> Tensor:
-    """Each row padded on its right to the longest, without a mask: no token sees a later one."""
+    """(N, D) last hidden states at `batch.predictors`. Each row is padded on its right to the longest, without a mask:
+    no token sees a later one."""
     lengths = batch.cu_seqlens.diff()
     if not len(lengths):
         return _run(lm, batch.input_ids.new_zeros(1, 1), None)[0][batch.predictors]

@@ -7,8 +7,9 @@ tolerates (`probe.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,8 @@ class CausalLM:
 
     vocab_size: V, the tokenizer's real entries; the model's embedding may have padded rows past it, which are never
         sampled and never scored. end_ids: tokens that end an answer. context: the most tokens it takes.
+    probed: what its architecture computes right, found when it is first asked for: with a large vocabulary that takes
+        seconds, and many models never need it.
     """
 
     name: str
@@ -40,7 +43,11 @@ class CausalLM:
     vocab_size: int
     end_ids: frozenset[int]
     context: int
-    tolerance: Tolerance
+    probed: Callable[[], Tolerance]
+
+    @property
+    def tolerance(self) -> Tolerance:
+        return self.probed()
 
 
 class ModelKey(NamedTuple):
@@ -88,7 +95,7 @@ def load_causal_lm(
         vocab_size=vocab_size,
         end_ids=_end_ids(model, tokenizer, vocab_size, f"{name}: {path}"),
         context=_context(model, tokenizer),
-        tolerance=probe(model, vocab_size),
+        probed=cache(lambda: probe(model, vocab_size)),
     )
 
 

@@ -44,19 +44,14 @@ class CachedBatch:
         select_rows(self.cache, rows)
 
 
-@dataclass(frozen=True, eq=False)
 class CachedEngine:
-    """See `decoding.Engine`. What it may do is what the architecture was found to tolerate."""
+    """See `decoding.Engine`. What it may do is what the architecture was found to tolerate: now, not at the first
+    prompt, before which a run that goes on has other weights than one that begins."""
 
-    lm: CausalLM
-
-    @property
-    def mixes_lengths(self) -> bool:
-        return self.lm.tolerance.left_padding
-
-    @property
-    def drops_rows(self) -> bool:
-        return self.lm.tolerance.row_removal
+    def __init__(self, lm: CausalLM) -> None:
+        self.lm = lm
+        self.mixes_lengths = lm.tolerance.left_padding
+        self.drops_rows = lm.tolerance.row_removal
 
     def read(self, prompts: Sequence[tuple[int, ...]], order: Sequence[int], new: int) -> CachedBatch:
         """As in the protocol: prompts padded on the left; one run for all copies where rows of the cache may repeat.
@@ -64,8 +59,8 @@ class CachedEngine:
         Raises ModelError: the model has no cache to decode with.
         """
         device = next(self.lm.model.parameters()).device
-        repeats = self.lm.tolerance.row_removal and list(order) != list(range(len(prompts)))
-        read = prompts if self.lm.tolerance.row_removal else [prompts[place] for place in order]
+        repeats = self.drops_rows and list(order) != list(range(len(prompts)))
+        read = prompts if self.drops_rows else [prompts[place] for place in order]
         longest = max(map(len, read))
         pads = torch.tensor([longest - len(ids) for ids in read], device=device)
         # Any token will do for padding: the mask hides it.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -50,19 +49,16 @@ class _Draft:
     finish: Finish | None = None
 
 
-@dataclass(frozen=True, eq=False)
 class LocalGenerator:
     """A `Generator` (see `protocol.py`) around a model in this process. The model's mode is restored after a call.
 
-    products: the dtype that matrices are multiplied in where the lean engine decodes; None: the weights' own.
+    products: the dtype that matrices are multiplied in where the lean engine decodes; None: the weights' own. How it
+    decodes is settled when it is made.
     """
 
-    lm: CausalLM
-    products: torch.dtype | None = None
-
-    @cached_property
-    def engine(self) -> Engine:
-        return engine_for(self.lm, self.products)
+    def __init__(self, lm: CausalLM, products: torch.dtype | None = None) -> None:
+        self.lm = lm
+        self.engine: Engine = engine_for(lm, products)
 
     def generate(
         self,

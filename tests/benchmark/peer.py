@@ -5,13 +5,10 @@
 
 The work: a student of 256 × 4 (19 million parameters, untied) and a teacher of 512 × 8 (58 million), Qwen3-shaped, with
 random weights; a tokenizer of 32,000 entries trained on the standard library; prompts of 64 tokens, 8 a step as 4 × 2;
-reverse KL over the whole vocabulary; AdamW; no network. TRL runs twice: `defaults` (bf16, gradient checkpointing) and
-`best` (fp32, none, its token chunk at 256), and we beside each in the same precision. `--varied`: the end token occurs,
-so that the lengths of answers differ by ten and more.
-
-Each side is a process that makes one step when it is told to; so the two take turns, and neither computes while the
-other is measured. What is printed are medians over the steps after the first two. Linux only: it reads
-/proc/self/status.
+reverse KL over the whole vocabulary; AdamW; no network. TRL runs twice: with its defaults (bf16, gradient
+checkpointing) and at its best (fp32, none, its token chunk at 256), and we in the precision of each. The last row of a
+work is our quicker one against TRL's quicker one, and our leaner one against its leaner one. `--varied`: the end token
+occurs, so that the lengths of answers differ by ten and more; then it is seconds per token that compare.
 """
 
 from __future__ import annotations
@@ -19,24 +16,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tests.benchmark.step import END, FULL, QUICK, Shape, memory
+from tests.benchmark import shapes
+from tests.benchmark.shapes import END, FULL, QUICK, Shape
+from tests.benchmark.turns import Found, in_turn, memory, print_row, say, say_load, say_ready, step_when_told, told
 
-WARM_UP = 2
 PER_FORWARD, FORWARDS = 4, 2  # 8 prompts a step
 LORA = {"rank": 32, "alpha": 64}
 MEAN_SHARE = 4  # of the most tokens, an answer of a model whose end token occurs has one in so many
-HELD_OUT = 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,10 @@ class Work:
     varied: bool
 
     @property
+    def dtype(self) -> str:
+        return "bfloat16" if self.bf16 else "float32"
+
+    @property
     def name(self) -> str:
         lengths = "lengths that vary, at most " if self.varied else ""
         return f"{lengths}{self.completion} new tokens, {self.tuning}"
@@ -58,10 +58,8 @@ class Work:
 
 
 def prepare(shape: Shape, folder: Path) -> None:
-    """What `tests.benchmark.step` makes, and a second student whose answers end."""
-    from tests.benchmark import step
-
-    step.prepare(replace(shape, teachers=(1,), prompts_per_step=(200,)), folder)
+    """A student, a teacher, and a second student whose answers end."""
+    shapes.prepare(shape, folder, teachers=1)
     for most in shape_lengths(shape):
         save_ending_student(folder, folder / f"student-ends-{most}", most)
 
@@ -101,70 +99,21 @@ def student_of(work: Work, folder: Path) -> Path:
     return folder / (f"student-ends-{work.completion}" if work.varied else "student")
 
 
-# ---- one side, told when to step ----
-
-
-def told() -> bool:
-    """Waits for the next word on standard input; False at its end."""
-    return bool(sys.stdin.readline())
-
-
-def say(**value: Any) -> None:
-    print(json.dumps(value), flush=True)
+# ---- the two, told when to step ----
 
 
 def ours(work: Work, folder: Path) -> None:
-    from pipeline.cli import set_environment
-
-    set_environment(0, offline=True)
-    from rich.console import Console
-
-    from pipeline.display import Display
-    from pipeline.files import read_lines
-    from pipeline.job import Job, build_loop, load_parts, make_accelerator
-    from pipeline.loop import State
-    from pipeline.mixing import MixState
-    from pipeline.ranks import world_of
-    from pipeline.recipe_file import load_recipe
-    from pipeline.trainer import advance
-
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        path = Path(place) / "recipe.yaml"
-        path.write_text(json.dumps(recipe_of(work, folder)))
-        loaded = load_recipe(path)
-        accelerator = make_accelerator(loaded.recipe)
-        job = Job(loaded, Path(place), {}, accelerator, world_of(accelerator), Display(Console(quiet=True)))
-        loop = build_loop(job, load_parts(job))
-        say(before=memory("VmRSS"))
-        state, flights = State(0, MixState()), {}
-        while told():
-            start = time.perf_counter()
-            state = advance(loop, state, flights)
-            seconds = time.perf_counter() - start
-            tokens = list(read_lines(Path(place) / "metrics.jsonl"))[-1]["tokens"]
-            say(seconds=seconds, tokens=tokens, peak=memory("VmHWM"))
-
-
-def recipe_of(work: Work, folder: Path) -> dict[str, Any]:
-    dtype = "bfloat16" if work.bf16 else "float32"
-    tune: Any = {"kind": "lora", **LORA} if work.tuning == "lora" else "full"
-    prompts = str(folder / "teacher-0.jsonl")
-    return {
-        "method": "distill",
-        "student": {"model": str(student_of(work, folder)), "tune": tune},
-        "teachers": {"teacher": {"kind": "transformers", "model": str(folder / "teacher-0"), "dtype": dtype}},
-        "data": {
-            "held_out": HELD_OUT,
-            "sources": {"teacher": {"kind": "dataset", "path": prompts, "as_chat": False, "checker": "none"}},
-        },
-        "rollout": {"max_new_tokens": work.completion},
-        "training": {
-            "steps": 10_000,
-            "prompts_per_step": PER_FORWARD * FORWARDS,
-            "learning_rate": 1e-6,
-            "mixed_precision": "bf16" if work.bf16 else "no",
-        },
-    }
+    teacher = {"kind": "transformers", "model": str(folder / "teacher-0"), "dtype": work.dtype}
+    recipe = shapes.recipe_of(
+        folder,
+        {"teacher": teacher},
+        prompts=PER_FORWARD * FORWARDS,
+        completion=work.completion,
+        student=student_of(work, folder).name,
+        tune={"kind": "lora", **LORA} if work.tuning == "lora" else "full",
+        bf16=work.bf16,
+    )
+    step_when_told(recipe, folder)
 
 
 def trl(work: Work, folder: Path) -> None:
@@ -195,7 +144,7 @@ def trl(work: Work, folder: Path) -> None:
             return found
 
         trainer._generate_single_turn = counted
-        say(before=memory("VmRSS"))
+        say_ready()
         trainer.train()
 
 
@@ -242,83 +191,47 @@ def trl_trainer(work: Work, folder: Path, output: str, callback: Any) -> Any:
 SIDES: dict[str, Callable[[Work, Path], None]] = {"ours": ours, "trl": trl}
 
 
-# ---- the two in turn ----
-
-
-@dataclass(frozen=True)
-class Found:
-    """Medians. extra: bytes above what stood before training."""
-
-    seconds: float
-    tokens: float
-    extra: int
-
-
-def compare(work: Work, folder: Path, steps: int) -> dict[str, Found]:
-    workers = {side: started(side, work, folder) for side in SIDES}
-    try:
-        before = {side: heard(worker)["before"] for side, worker in workers.items()}
-        lines: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-        for _ in range(WARM_UP + steps):
-            for side, worker in workers.items():
-                assert worker.stdin is not None
-                worker.stdin.write("step\n")
-                worker.stdin.flush()
-                lines[side].append(heard(worker))
-    finally:
-        for worker in workers.values():
-            worker.kill()
-            worker.wait()
-    return {
-        side: Found(
-            statistics.median(line["seconds"] for line in found[WARM_UP:]),
-            statistics.median(line["tokens"] for line in found[WARM_UP:]),
-            found[-1]["peak"] - before[side],
-        )
-        for side, found in lines.items()
-    }
-
-
-def started(side: str, work: Work, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.benchmark.peer", "--side", side, str(folder), json.dumps(asdict(work))]
-    quiet = os.environ | {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
-
-
-def heard(worker: subprocess.Popen[str]) -> dict[str, Any]:
-    """The next thing that a side says of itself; a library may print other lines."""
-    output: IO[str] | None = worker.stdout
-    assert output is not None
-    for line in output:
-        if line.startswith("{"):
-            try:
-                value: dict[str, Any] = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            return value
-    raise SystemExit(f"a side ended: {worker.args!r}")
-
+# ---- in turn ----
 
 COLUMNS = ("work", "precision", "TRL s", "ours s", "faster", "TRL MB more", "ours MB more", "of its memory")
+PRECISIONS = {True: "bf16, TRL's defaults", False: "fp32, TRL's best"}
 
 
-def rows(shape: Shape, folder: Path, given: argparse.Namespace) -> Iterator[list[str]]:
-    for completion, tuning, bf16 in product(given.completion or shape_lengths(shape), given.tuning, (True, False)):
-        work = Work(completion, tuning, bf16, given.varied)
-        found = compare(work, folder, given.steps)
-        peer, own = found["trl"], found["ours"]
-        # Where lengths vary the two write different numbers of tokens, so it is seconds per token that compare.
-        ratio = (peer.seconds / peer.tokens) / (own.seconds / own.tokens)
-        yield [
-            work.name,
-            "bf16, TRL's defaults" if bf16 else "fp32, TRL's best",
-            f"{peer.seconds:.2f}",
-            f"{own.seconds:.2f}",
-            f"{ratio:.2f}×",
-            f"{peer.extra / 1e6:,.0f}",
-            f"{own.extra / 1e6:,.0f}",
-            f"{own.extra / max(peer.extra, 1):.2f}×",
-        ]
+def compare(work: Work, folder: Path, steps: int) -> dict[str, dict[bool, Found]]:
+    """By side, then by whether it computes in bf16."""
+    here = ("-m", "tests.benchmark.peer", "--side")
+    sides = {
+        f"{side} {bf16}": (*here, side, str(folder), json.dumps(asdict(replace(work, bf16=bf16))))
+        for side, bf16 in product(SIDES, PRECISIONS)
+    }
+    found = in_turn(sides, steps)
+    return {side: {bf16: found[f"{side} {bf16}"] for bf16 in PRECISIONS} for side in SIDES}
+
+
+def rows(work: Work, found: Mapping[str, Mapping[bool, Found]]) -> Iterator[list[str]]:
+    cost = (lambda each: each.seconds / each.tokens) if work.varied else (lambda each: each.seconds)
+    for bf16, precision in PRECISIONS.items():
+        yield row(
+            work, precision, cost, (found["trl"][bf16], found["ours"][bf16]), (found["trl"][bf16], found["ours"][bf16])
+        )
+    quickest = tuple(min(found[side].values(), key=cost) for side in ("trl", "ours"))
+    leanest = tuple(min(found[side].values(), key=lambda each: each.extra) for side in ("trl", "ours"))
+    yield row(work, "**the better of each**", cost, quickest, leanest)
+
+
+def row(
+    work: Work, precision: str, cost: Callable[[Found], float], quick: tuple[Found, ...], lean: tuple[Found, ...]
+) -> list[str]:
+    peer, own = quick
+    return [
+        work.name,
+        precision,
+        f"{peer.seconds:.2f}",
+        f"{own.seconds:.2f}",
+        f"{cost(peer) / cost(own):.2f}×",
+        *(f"{each.extra / 1e6:,.0f}" for each in lean),
+        f"{lean[1].extra / max(lean[0].extra, 1):.2f}×",
+    ]
 
 
 def main() -> None:
@@ -339,17 +252,19 @@ def main() -> None:
         side, folder, work = given.side
         SIDES[side](Work(**json.loads(work)), Path(folder))
         return
-    print(f"Medians of {given.steps} steps, in turn. Load of the machine before: {os.getloadavg()[0]:.1f}\n")
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|---|---|" + "---:|" * (len(COLUMNS) - 2), flush=True)
+    say_load()
+    print_row(COLUMNS)
+    print("|---|---|" + "---:|" * (len(COLUMNS) - 2))
     with tempfile.TemporaryDirectory() as made:
         subprocess.run(
             [sys.executable, "-m", "tests.benchmark.peer", "--prepare", made, *sys.argv[1:]],
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        for row in rows(shape, Path(made), given):
-            print("| " + " | ".join(row) + " |", flush=True)
+        for completion, tuning in product(given.completion or shape_lengths(shape), given.tuning):
+            work = Work(completion, tuning, False, given.varied)
+            for cells in rows(work, compare(work, Path(made), given.steps)):
+                print_row(cells)
 
 
 if __name__ == "__main__":

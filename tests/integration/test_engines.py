@@ -68,7 +68,7 @@ def lm_of(config: PretrainedConfig) -> CausalLM:
 
 def around(model: torch.nn.Module) -> CausalLM:
     tokenizer = tiny_tokenizer()
-    return CausalLM("m", model, tokenizer, 390, frozenset([1]), 512, Tolerance(True, True, True))
+    return CausalLM("m", model, tokenizer, 390, frozenset([1]), 512, lambda: Tolerance(True, True, True))
 
 
 def decoded(engine: Engine, order: Sequence[int], turns: int, drop_at: int | None = None) -> list[Tensor]:

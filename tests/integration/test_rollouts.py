@@ -33,7 +33,8 @@ def language_model(architecture: Architecture = "qwen3") -> CausalLM:
     tokenizer = tiny_tokenizer()
     model = tiny_model(architecture, padded_rows=10)
     size = len(tokenizer)
-    return CausalLM("student", model, tokenizer, size, frozenset([tokenizer.eos_token_id]), CONTEXT, probe(model, size))
+    ends = frozenset([tokenizer.eos_token_id])
+    return CausalLM("student", model, tokenizer, size, ends, CONTEXT, cache(lambda: probe(model, size)))
 
 
 def prompts(lengths: Sequence[int] = LENGTHS) -> list[PromptIds]:
@@ -90,7 +91,7 @@ class TestArchitectures:
         lm = ending_often(language_model(architecture))
         asked, settings = prompts(), replace(SETTINGS, samples_per_prompt=2)
         expected = tokens(generate(lm, asked, settings))
-        plain = replace(lm, tolerance=Tolerance(left_padding=False, packing=False, row_removal=False))
+        plain = replace(lm, probed=lambda: Tolerance(left_padding=False, packing=False, row_removal=False))
         assert tokens(generate(plain, asked, settings)) == expected
         assert tokens(generate(lm, asked, replace(settings, rows=3))) == expected
         assert tokens(generate(lm, asked[::-1], settings)) == expected
@@ -138,7 +139,7 @@ def test_a_lora_student_writes_with_its_adapter() -> None:
     torch.manual_seed(0)
     plain = language_model()
     adapted = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
-    lm = replace(plain, model=adapted, tolerance=probe(adapted, plain.vocab_size))
+    lm = replace(plain, model=adapted, probed=cache(lambda: probe(adapted, plain.vocab_size)))
     assert lm.tolerance == plain.tolerance
     rollouts = generate(lm, prompts())
     assert tokens(rollouts) != tokens(generate(plain, prompts()))

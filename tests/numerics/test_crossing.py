@@ -65,7 +65,7 @@ def model_of(tokenizer: PreTrainedTokenizerFast, architecture: Architecture) -> 
         for parameter in model.parameters():
             parameter.mul_(1.5)
     ends = frozenset({int(tokenizer.eos_token_id)})
-    return CausalLM("t", model, tokenizer, len(tokenizer), ends, 512, probe(model, len(tokenizer)))
+    return CausalLM("t", model, tokenizer, len(tokenizer), ends, 512, lambda: probe(model, len(tokenizer)))
 
 
 def requests_of(teacher: CrossingTeacher, chat: bool) -> list[ScoreRequest]:

@@ -83,7 +83,9 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 def lm_of(name: str) -> CausalLM:
     tokenizer = TOKENIZERS[name]()
     ends = frozenset([tokenizer.eos_token_id])
-    return CausalLM(name, torch.nn.Identity(), tokenizer, len(tokenizer), ends, CONTEXT, Tolerance(True, True, True))
+    return CausalLM(
+        name, torch.nn.Identity(), tokenizer, len(tokenizer), ends, CONTEXT, lambda: Tolerance(True, True, True)
+    )
 
 
 @pytest.fixture(scope="module", params=list(TOKENIZERS))
