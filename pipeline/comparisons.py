@@ -10,7 +10,6 @@ from math import ceil
 from typing import Literal
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from pipeline.errors import ModelError
@@ -19,7 +18,7 @@ from pipeline.student import merged
 from pipeline.types import Prompt
 from teachers.causal_lm import CausalLM
 from teachers.pool import Pool
-from teachers.switching import current_adapter
+from teachers.switching import current_adapter, is_adapted
 from teachers.types import RawText
 
 SHARED = ("seed", "threads", "prepare", "student", "source", "rollout", "evaluation")
@@ -103,7 +102,7 @@ def average(pool: Pool) -> CausalLM:
     total: dict[str, Tensor] = {}
     for name in pool.names:
         with pool.writing(name) as lm:
-            model = merged(lm.model, current_adapter(lm.model)) if isinstance(lm.model, PeftModel) else lm.model
+            model = merged(lm.model, current_adapter(lm.model)) if is_adapted(lm.model) else lm.model
             state = model.state_dict()
             if total and {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in total.items()}:
                 raise ModelError(

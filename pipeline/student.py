@@ -12,11 +12,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,8 +27,11 @@ from teachers.causal_lm import CausalLM, ModelKey, decoder, load_causal_lm, mode
 from teachers.errors import TeacherError
 from teachers.heads import find_head
 from teachers.scoring import Ends, HiddenStateTeacher, Running
-from teachers.switching import adapters_disabled
+from teachers.switching import adapters_disabled, is_adapted
 from teachers.types import Head
+
+if TYPE_CHECKING:  # peft takes a second to import, and full tuning does without
+    from peft import PeftModel
 
 ADAPTER = "student"
 
@@ -67,7 +68,7 @@ class Student(nn.Module):
 
     def shared_bases(self) -> dict[ModelKey, CausalLM]:
         """Frozen models that adapter teachers may stand on instead of loading them again: a LoRA student's base."""
-        return {self.key: self.lm} if isinstance(self.lm.model, PeftModel) else {}
+        return {self.key: self.lm} if is_adapted(self.lm.model) else {}
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """The batch's loss and measurements. Every trained parameter is in the graph, for an empty batch too."""
@@ -217,8 +218,8 @@ def _freeze_indexers(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
-def _checkpoint_layers(model: nn.Module) -> None:
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+def _checkpoint_layers(model: Any) -> None:
+    base = model.get_base_model() if is_adapted(model) else model
     with warnings.catch_warnings():
         # transformers renames this in version 6; the new name is not in the oldest version supported.
         warnings.simplefilter("ignore", FutureWarning)
@@ -226,6 +227,8 @@ def _checkpoint_layers(model: nn.Module) -> None:
 
 
 def _with_lora(model: nn.Module, tune: recipe.LoraTuning, seed: int) -> PeftModel:
+    from peft import LoraConfig, get_peft_model
+
     targets = tune.targets if isinstance(tune.targets, str) else list(tune.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -262,6 +265,8 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _refuse_targets(model: PeftModel) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     base = model.get_base_model()
     ends = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
     for name, module in base.named_modules():
@@ -320,7 +325,7 @@ def frozen_initial(student: Student, *, name: str) -> HiddenStateTeacher:
     Full tuning: a copy, as large as the student. LoRA: the same model with its adapters off, at no cost.
     """
     lm = student.lm
-    if isinstance(lm.model, PeftModel):
+    if is_adapted(lm.model):
         frozen = replace(lm, name=name)
         running: Running = partial(adapters_disabled, lm.model)
     else:
@@ -338,7 +343,7 @@ def export(student: Student, folder: Path) -> None:
     stays as it is: merging into it and out again would not give the same bits back.
     """
     model: Any = student.lm.model
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
         with whole_folder(folder / "adapter") as whole:
             model.save_pretrained(str(whole), selected_adapters=[ADAPTER], save_embedding_layers=False)
             for file in (whole / ADAPTER).iterdir():  # peft makes a subfolder for any name but "default"
@@ -346,7 +351,7 @@ def export(student: Student, folder: Path) -> None:
             (whole / ADAPTER).rmdir()
             student.lm.tokenizer.save_pretrained(whole)
     with whole_folder(folder / "model") as whole:
-        plain = merged(model) if isinstance(model, PeftModel) else model
+        plain = merged(model) if is_adapted(model) else model
         plain.save_pretrained(whole)
         student.lm.tokenizer.save_pretrained(whole)
 
@@ -359,6 +364,8 @@ def merged(model: PeftModel, adapter: str | None = ADAPTER) -> PreTrainedModel:
 
     For its weights alone: buffers that are not saved stay without values.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     base = model.get_base_model()
     state = {
         name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor

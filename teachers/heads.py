@@ -13,6 +13,7 @@ from teachers.caching import eval_mode
 from teachers.causal_lm import decoder, unwrapped
 from teachers.errors import TeacherError
 from teachers.probe import rounding_of
+from teachers.switching import is_adapted
 from teachers.types import Head, HeadWeights
 
 if TYPE_CHECKING:
@@ -59,13 +60,15 @@ def find_head(model: nn.Module, vocab_size: int, key: str, *, called: str | None
 
 def _output_matrix(model: nn.Module) -> Any:
     """The module that holds the head's weight, as it is under the active adapter."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
-
     causal_lm = unwrapped(model)
     matrix = causal_lm.get_output_embeddings()
     if matrix is None:
         raise TeacherError(f"{type(causal_lm).__name__} has no output embeddings; use a causal language model")
+    if not is_adapted(model):
+        return matrix
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
     if isinstance(matrix, ModulesToSaveWrapper):
         replaced = [name for name in matrix.active_adapters if name in matrix.modules_to_save]
         return matrix.modules_to_save[replaced[0]] if replaced else matrix.original_module

@@ -216,10 +216,11 @@ def _joined(layout: _Layout, parts: Sequence[Projection]) -> Projection:
 
 def _adapted(module: Any) -> tuple[Any, list[tuple[Tensor, Tensor, float]]]:
     """The plain layer under a module, and (A, B, scale) of the LoRA adapters that are on."""
+    if not hasattr(module, "base_layer"):
+        return module, []
     from peft.tuners.lora import Linear
 
-    if not isinstance(module, Linear):
-        return module, []
+    _require(isinstance(module, Linear))
     _require(not module.merged and not module.fan_in_fan_out)
     if module.disable_adapters:
         return module.base_layer, []
