@@ -247,6 +247,17 @@ def test_architectures_are_as_found(architecture: Architecture) -> None:
     assert architectures()[architecture] == [*found, capped]
 
 
+def test_what_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:pipeline|teachers|tests|recipes|\.github)/[\w./-]*[\w/]", text)) - {
+        "teachers/mine.py"
+    }
+    assert len(named) > 25
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    tests = set(re.findall(r"`(test_\w+\.py)", text))
+    assert [name for name in tests if not list((ROOT / "tests").rglob(name))] == []
+
+
 def test_the_file_map_is_every_module_once() -> None:
     mapped = re.findall(r"^    ((?:pipeline|teachers)/\S+\.py) +\S", README, flags=re.MULTILINE)
     files = [path for package in ("pipeline", "teachers") for path in (ROOT / package).rglob("*.py")]
