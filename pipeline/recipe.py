@@ -143,7 +143,7 @@ class Columns(Section):
         None, description="conversations: lists of {role, content}, or ShareGPT's {from, value}"
     )
     prompt: str | None = Field(None, description="a text, or such a list")
-    text: str | None = Field(None, description="raw text, of which the student writes the rest")
+    text: str | None = Field(None, description="raw text, no conversation")
     question: str | None = None
     answer: str | None = Field(None, description="the reference: what a checker compares with, or its tests")
     domain: str | None = Field(None, description="of each row, where a data set holds several")
@@ -151,8 +151,8 @@ class Columns(Section):
 
 
 PRIVATE = "its prompts go to teachers on this machine, and to privacy.allowed, alone"
-JUDGES = "how an answer is judged: a name, or a function of yours, file.py:function"
 CHECKERS = "exact|numeric|first_line|similarity|python_tests|repository_tests|none"
+JUDGES = f"how an answer is judged: {CHECKERS.replace('|', ', ')}, or file.py:function, one of yours"
 Checker = Annotated[str, Field(pattern=rf"^({CHECKERS}|.+\.py:[A-Za-z_]\w*)$", description=JUDGES)]
 
 

@@ -179,7 +179,8 @@ class _Page:
         fields = {key: field for key, field in model.get("properties", {}).items() if key not in left_out}
         if several and len(_literals(fields.get("kind", {}))) == 1:
             fields.pop("kind")  # it is the title
-        rows = [self._row(key, field, key in required) for key, field in fields.items()]
+        keys = sorted(fields, key=lambda key: key not in required)  # what has to be written stands first
+        rows = [self._row(key, fields[key], key in required) for key in keys]
         words = [_paragraph(model), ""] if model.get("description") else []
         return [*words, *([TABLE, *rows, ""] if rows else []), *self._example(chapter, model)]
 
