@@ -352,7 +352,7 @@ class DistillRecipe(RecipeBase):
     teachers: dict[Name, TeacherConfig] = Field(
         min_length=1,
         max_length=MAX_TEACHERS,
-        description="by name",
+        description="who teaches, by name",
         examples=["{math: {kind: transformers, model: Qwen/Qwen3-8B}}"],
     )
     objective: Objective = Objective()

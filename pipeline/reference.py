@@ -133,9 +133,13 @@ class _Page:
     def top_level(self, methods: Mapping[str, Schema]) -> str:
         rows = [f"| `method` | {_any_of(_code(m) for m in methods)} | required | {self._methods(methods)} |"]
         for key, by in _top_keys(methods).items():
-            only = "" if len(by) == len(methods) else f"only with `method: {next(iter(by))}`: "
             required = [method for method in by if key in methods[method].get("required", ())]
-            rows.append(self._row(key, next(iter(by.values())), bool(required), only))
+            before = ""
+            if len(by) < len(methods):
+                before = f"only with `method: {next(iter(by))}`: "
+            elif 0 < len(required) < len(by):
+                before = f"required with `method: {required[0]}`: "
+            rows.append(self._row(key, next(iter(by.values())), len(required) == len(by), before))
         return "\n".join(["## The top level", "", TABLE, *rows, ""])
 
     def _methods(self, methods: Mapping[str, Schema]) -> str:

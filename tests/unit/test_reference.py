@@ -171,7 +171,7 @@ class Lit(Section):
     """With lamps."""
 
     method: Literal["lit"]
-    seed: int = 0
+    seed: int
     lamps: Lamps = Lamps()
 
 
@@ -185,6 +185,7 @@ class Unlit(Section):
 def test_new_sections_are_picked_up() -> None:
     page = reference(TypeAdapter[Any](Lit | Unlit).json_schema() | methods(Lit, Unlit))
     assert "| `lamps` | [section](#lamps) | its defaults | only with `method: lit`: How bright it is. |" in page
+    assert "| `seed` | whole number | none | required with `method: lit`:" in page
     assert "## `lamps`\n\nHow bright it is.\n" in page
     assert "```yaml\nlamps: {count: 3}\n```" in page
     assert "### `lamps.each.NAME`\n\nOne of these kinds: `bright`, `dark`." in page
