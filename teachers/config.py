@@ -24,7 +24,7 @@ def example(text: str) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [text]})
 
 
-REVISION = "a branch, tag or commit on the hub"
+REVISION = "a branch or a commit on the hub"
 
 Positive = Annotated[int, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -220,7 +220,7 @@ class ChatTeacher(ProvidedBase):
     model: str = Field(min_length=1, description="a name in the catalog, or as the server names it")
     url: Url | None = Field(None, description="default: the catalog's")
     gives: Annotated[tuple[Gift, ...], BeforeValidator(_as_tuple)] = Field(
-        GIFTS, min_length=1, description="what it is asked for"
+        GIFTS, min_length=1, description="what it is asked for: score, feedback, rewrite"
     )
     rubric: str = Field("chat", description="chat, math, code, a file with your own, or its text, of several lines")
     instructions: str | None = Field(
