@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.display import Display
 from pipeline.files import write_json
-from pipeline.recipe import Cascade, RecipeBase
+from pipeline.recipe import RecipeBase
 from pipeline.remote import Desk
 from teachers.journal import FILE, Doubtful
 from teachers.ledger import COLUMNS, Ledger, Row
@@ -61,7 +61,7 @@ def conclude(desk: Desk, display: Display) -> None:
 def saving_of(recipe: RecipeBase, ledger: Ledger, found: Records) -> Saving | None:
     """None where the recipe's routing is no cascade."""
     routing = recipe.routing
-    if not isinstance(routing, Cascade):
+    if routing.kind != "cascade":
         return None
     totals = ledger.totals(*routing.order)
     answered = sum(n for who, state, _, n in found.outcomes() if who == routing.order[-1] and state == "answered")

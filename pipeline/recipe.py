@@ -12,27 +12,35 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, Tag, ValidationInfo, model_validator
 
 from pipeline.codebase.types import Language, TaskName
+from pipeline.recipe_asking import ByDomain, PoolSettings, Privacy, Routing
 from pipeline.recipe_checks import disagreements
 from pipeline.recipe_losses import Average, Objective
 from pipeline.recipe_values import (
-    AsTuple,
     Decay,
     Fraction,
     Name,
     Positive,
     TextList,
     TextOrList,
-    Weight,
     named,
     text_or,
 )
-from teachers.config import MAX_TEACHERS, Budget, Price, RepositorySuite, Section, TeacherConfig
+from teachers.config import (
+    MAX_TEACHERS,
+    REVISION,
+    RepositorySuite,
+    Section,
+    TeacherConfig,
+    example,
+)
 
 # ---- code ----
 
 
 class Codebase(Section):
     """A repository or a folder of source code: what is read of it, and what is held out."""
+
+    model_config = example("{path: ~/code/our-repo, exclude: [third_party/**], commits: 500, split: module}")
 
     path: str = Field(min_length=1, description="a folder, or package:NAME for an installed Python package")
     include: TextList = Field(("**",), description="paths that may be read, as patterns")
@@ -53,6 +61,8 @@ class CodeTokenizer(Section):
     """Byte pairs learned from code: every text comes back exactly, a line's end is a token of its own, and there are
     tokens to fill in the middle with."""
 
+    model_config = example("{kind: code, size: 4096, of: {path: package:stdlib}}")
+
     kind: Literal["code"]
     size: Annotated[int, Field(ge=512)] = Field(4096, description="entries of the vocabulary")
     of: Codebase = Field(description="what the pairs are learned from", examples=["{path: package:stdlib}"])
@@ -66,26 +76,36 @@ Tokenizer = Annotated[
 class NewModel(Section):
     """A small model made on the spot with random weights, and a tokenizer that needs no download."""
 
+    model_config = example("{architecture: qwen3, hidden_size: 96, layers: 3, context: 128}")
+
     architecture: Literal["qwen3", "llama", "gemma2", "deepseek_v4"] = "qwen3"
     hidden_size: Positive = 128
     layers: Positive = 4
-    heads: Positive = 4
-    context: Positive = 512
+    heads: Positive = Field(4, description="of attention; they divide hidden_size")
+    context: Positive = Field(512, description="tokens of a prompt and its answer together, at most")
     tokenizer: Tokenizer = "characters"
 
 
 class Lora(Section):
+    """Low-rank matrices beside the weights are trained, the weights are not."""
+
     rank: Positive = 32
-    alpha: Positive = 64
+    alpha: Positive = Field(64, description="the adapter's part is scaled by alpha / rank")
     dropout: Fraction = 0.0
     targets: TextOrList = Field("all-linear", description="peft's target_modules")
 
 
 class FullTuning(Section):
+    """All weights are trained."""
+
     kind: Literal["full"] = "full"
 
 
 class LoraTuning(Lora):
+    """A LoRA adapter is trained, the weights are not. Exported as an adapter and merged."""
+
+    model_config = example("{kind: lora, rank: 32, alpha: 64}")
+
     kind: Literal["lora"]
 
 
@@ -95,13 +115,19 @@ Model = Annotated[Annotated[ModelName, Tag("text")] | Annotated[NewModel, Tag("n
 
 
 class Student(Section):
+    """The model that is trained."""
+
+    model_config = example("{model: Qwen/Qwen3-1.7B, dtype: bfloat16, tune: lora}")
+
     model: Model = Field(description="hub name, local folder, prepared:NAME, or a new model's shape")
-    revision: str | None = None
-    tune: Tuning = FullTuning()
+    revision: str | None = Field(None, description=REVISION)
+    tune: Tuning = Field(FullTuning(), description="all weights, or an adapter; the kind alone is enough")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the weights; bfloat16 suits LoRA, whose adapter stays in float32"
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="activations are computed again: less memory, a slower update"
+    )
     chat_template: Path | None = Field(None, description="a Jinja file, instead of the tokenizer's own template")
 
 
@@ -111,45 +137,57 @@ class Student(Section):
 class Columns(Section):
     """Which column of a data set holds what. Unset ones are found by the ecosystem's usual names."""
 
-    messages: str | None = None
-    prompt: str | None = None
-    text: str | None = None
+    model_config = example("{question: problem, answer: solution}")
+
+    messages: str | None = Field(
+        None, description="conversations: lists of {role, content}, or ShareGPT's {from, value}"
+    )
+    prompt: str | None = Field(None, description="a text, or such a list")
+    text: str | None = Field(None, description="raw text, no conversation")
     question: str | None = None
-    answer: str | None = None
-    domain: str | None = None
-    privileged: str | None = None
+    answer: str | None = Field(None, description="the reference: what a checker compares with, or its tests")
+    domain: str | None = Field(None, description="of each row, where a data set holds several")
+    privileged: str | None = Field(None, description="what a teacher of kind self may be shown and the student is not")
 
 
+PRIVATE = "its prompts go to teachers on this machine, and to privacy.allowed, alone"
 CHECKERS = "exact|numeric|first_line|similarity|python_tests|repository_tests|none"
-Checker = Annotated[str, Field(pattern=rf"^({CHECKERS}|.+\.py:[A-Za-z_]\w*)$")]
+JUDGES = f"how an answer is judged: {CHECKERS.replace('|', ', ')}, or file.py:function, one of yours"
+Checker = Annotated[str, Field(pattern=rf"^({CHECKERS}|.+\.py:[A-Za-z_]\w*)$", description=JUDGES)]
 
 
 class SourceBase(Section):
     weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="0: its held-out prompts are measured, no more")
-    private: bool = False
+    private: bool = Field(False, description=PRIVATE)
 
 
-AnyChecker = Annotated[Checker, Field(examples=["exact", "numeric", "none", "checks.py:judge"])]
+AnyChecker = Annotated[Checker, Field(description=JUDGES, examples=["exact", "numeric", "none", "checks.py:judge"])]
 
 
 class DatasetSource(SourceBase):
+    """A data set, from the hub or a file."""
+
+    model_config = example("{kind: dataset, path: openai/gsm8k, config: main, checker: numeric}")
+
     kind: Literal["dataset"]
     checker: AnyChecker = "exact"
     path: str = Field(min_length=1, description="hub name, or a local jsonl, json, parquet or csv file")
-    config: str | None = None
+    config: str | None = Field(None, description="of a data set that has several")
     split: str = "train"
-    columns: Columns = Columns()
+    columns: Columns = Field(Columns(), description="default: found by their usual names")
     domain: Name | None = Field(None, description="default: the source's own name")
     system: str | None = Field(None, description="a system prompt put before each conversation")
     as_chat: bool = Field(True, description="false: prompts are raw text, no chat template")
-    limit: Positive | None = None
+    limit: Positive | None = Field(None, description="rows that are used, the first ones; default: all")
 
 
 class CodebaseSource(SourceBase):
     """One task over a codebase. Its source is private unless the recipe says otherwise."""
 
+    model_config = example("{kind: codebase, task: line, domain: code, retrieved_tokens: 256}")
+
     kind: Literal["codebase"]
-    task: TaskName
+    task: TaskName = Field(description="what the student is asked; README has a table")
     of: Codebase | None = Field(None, description="another codebase than the recipe's `source`")
     count: Positive = Field(20_000, description="places at most, spread over the files")
     retrieved_tokens: int = Field(0, ge=0, description="for code from other files that belongs to the place")
@@ -159,151 +197,93 @@ class CodebaseSource(SourceBase):
     )
     reference_tokens: Positive = Field(128, description="a place whose answer is longer is left out")
     checker: Checker | None = Field(None, description="default: the task's own; tests, where they can be run")
-    private: bool = True
+    private: bool = Field(True, description=PRIVATE)
     as_chat: bool = Field(False, description="true: a conversation, for students that were trained on them")
     domain: Name | None = Field(None, description="default: the source's own name")
 
 
 class TaskSource(SourceBase):
+    """Questions and answers made by a rule, without a download."""
+
+    model_config = example("{kind: tasks, task: addition, count: 6000}")
+
     kind: Literal["tasks"]
     checker: AnyChecker = "exact"
     task: Name = Field(description="a generated task, see pipeline.tasks; its name is the domain")
-    count: Positive = 20_000
-    as_chat: bool = True
+    count: Positive = Field(20_000, description="questions to train on")
+    as_chat: bool = Field(True, description="false: prompts are raw text, no chat template")
 
 
 Source = Annotated[DatasetSource | TaskSource | CodebaseSource, Field(discriminator="kind")]
 
 
 class Data(Section):
+    """Where prompts come from, and which of them never train."""
+
+    model_config = example("{held_out: 100, sources: {math: {kind: dataset, path: openai/gsm8k, config: main}}}")
+
     sources: dict[Name, Source] = Field(
-        min_length=1, examples=["{math: {kind: dataset, path: openai/gsm8k, config: main}}"]
+        min_length=1,
+        description="by name, which is the domain unless the source says otherwise",
+        examples=["{math: {kind: dataset, path: openai/gsm8k, config: main}}"],
     )
     mixing: Literal["fixed", "remaining_kl"] = Field("fixed", description="by weight, or weight × the KL that is left")
     held_out: Positive = Field(200, description="prompts per source that training never sees")
-    max_prompt_tokens: Positive = 1024
+    max_prompt_tokens: Positive = Field(1024, description="a longer prompt is refused before training")
 
 
 class Rollouts(Section):
-    kind: Literal["local"] = "local"
-    max_new_tokens: Positive = 512
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1)
+    """How the student writes its answers."""
+
+    model_config = example("{max_new_tokens: 1024, samples_per_prompt: 4, rows: 32}")
+
+    kind: Literal["local"] = Field("local", description="in this process")
+    max_new_tokens: Positive = Field(512, description="of an answer; a longer one is cut, and counted as truncated")
+    temperature: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="of sampling, and of all logits in the losses"
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="1: the whole distribution")
     top_k: int = Field(0, ge=0, description="0: the whole vocabulary")
-    samples_per_prompt: Positive = 1
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    samples_per_prompt: Positive = Field(1, description="answers to each; grades are compared between them")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="texts that end an answer")
     stop_token_ids: tuple[int, ...] = Field((), description="beside the model's own end tokens")
     rows: Positive = Field(64, description="sequences decoded together; lower it when memory runs out")
-
-
-# ---- who is asked ----
-
-
-Shares = Annotated[dict[str, Weight], Field(min_length=1)]
-TeacherOrShares = Annotated[Annotated[str, Tag("text")] | Annotated[Shares, Tag("shares")], text_or("shares")]
-
-
-class ByDomain(Section):
-    """Each prompt goes to its domain's teacher, or is shared between several by fixed weights."""
-
-    kind: Literal["domain"] = "domain"
-    table: dict[str, TeacherOrShares] = Field(
-        default_factory=dict, description="domain: teacher, or domain: {teacher: share}; default: of the same name"
-    )
-    default: str | None = Field(None, description="the teacher of domains that the table leaves out")
-
-
-class Mixture(Section):
-    """Every prompt is shared between the same teachers by fixed weights."""
-
-    kind: Literal["mixture"]
-    shares: Shares
-
-
-class AllTeachers(Section):
-    """Every prompt goes to every teacher, in equal shares."""
-
-    kind: Literal["all"]
-
-
-class Cascade(Section):
-    """The cheapest teacher is asked first, and the next one only where it fails, is unsure or disagrees.
-
-    The last one that answers teaches alone.
-    """
-
-    kind: Literal["cascade"]
-    order: TextList = Field(description="teachers, the cheapest first")
-    unsure: Annotated[tuple[Fraction, Fraction], AsTuple] = Field(
-        (0.25, 0.75), description="scores between these are unsure", examples=["[0.25, 0.75]"]
-    )
-    entropy: float | None = Field(
-        None, gt=0, description="nats per token; a teacher whose distributions have more on average is unsure"
-    )
-    disagreement: float | None = Field(
-        None, gt=0, description="nats per token of a teacher's surprise at the student's answer, from which to go on"
-    )
-    checker: bool = Field(True, description="go on where the prompt's checker contradicts the score or the rewrite")
-
-
-def _routing(value: Any) -> Any:
-    """`routing: all` is short for `routing: {kind: all}`, and a table alone is by domain."""
-    return {"kind": "domain", **value} if isinstance(value, dict) else named(value)
-
-
-Routing = Annotated[ByDomain | Mixture | AllTeachers | Cascade, Field(discriminator="kind"), BeforeValidator(_routing)]
-
-
-# ---- the pool ----
-
-
-class PoolSettings(Section):
-    """How the teachers are asked together."""
-
-    staleness: Literal[0, 1] = Field(0, description="1: train on the step before while the teachers answer this one")
-    quorum: Fraction = Field(0.5, description="the share of a step's rows that some teacher must have answered")
-    below_quorum: Literal["stop", "wait"] = Field("stop", description="wait: ask again, after a rest, for ever")
-    budget: Budget | None = Field(None, description="for all teachers together")
-    journal: Path | None = Field(None, description="a journal shared between runs; private answers never enter it")
-    model_change: Literal["stop", "go_on"] = Field(
-        "stop", description="where a server begins to return another model's name"
-    )
-    student_price: Price | None = Field(None, description="of the student, served: when it has paid its teachers back")
-
-
-class Privacy(Section):
-    """What may leave this machine."""
-
-    mode: Literal["open", "sealed"] = Field(
-        "open", description="sealed: the run has no network but the allowed addresses, by the kernel"
-    )
-    allowed: tuple[str, ...] = Field((), description="host or host:port that private prompts may go to")
 
 
 # ---- training, evaluation ----
 
 
 class Training(Section):
-    steps: Positive = 100
+    """How many updates, how large, how fast; AdamW."""
+
+    model_config = example("{steps: 100, prompts_per_step: 128, learning_rate: 1e-4, warmup_steps: 5}")
+
+    steps: Positive = Field(100, description="updates")
     prompts_per_step: Positive = 64
     tokens_per_forward: Positive = Field(16_384, description="padded tokens of one forward; lower it for less memory")
-    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    clip_norm: float = Field(1.0, gt=0)
+    learning_rate: float = Field(
+        1e-5, gt=0, allow_inf_nan=False, description="at its highest; about 1e-4 for LoRA, 1e-6 to 1e-5 for all weights"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after the warm-up, down to zero")
+    warmup_steps: int = Field(0, ge=0, description="in which the rate rises to learning_rate")
+    weight_decay: float = Field(0.0, ge=0, description="of matrices; norms, biases and embeddings do not decay")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="of AdamW's moments")
+    clip_norm: float = Field(1.0, gt=0, description="a longer gradient is shortened to it")
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16: products in bf16 over fp32 weights")
-    checkpoint_every: Positive = 25
-    keep_checkpoints: Positive = 2
+    checkpoint_every: Positive = Field(25, description="steps")
+    keep_checkpoints: Positive = Field(2, description="the last ones; older ones are deleted")
 
 
 Measure = Literal["loss", "similarity"]
 
 
 class Evaluation(Section):
+    """Every model on the same held-out prompts."""
+
+    model_config = example("{every: 50, prompts_per_domain: 200, measures: [loss]}")
+
     every: int = Field(0, ge=0, description="steps between evaluations; 0: before and after only")
-    prompts_per_domain: Positive = 100
+    prompts_per_domain: Positive = Field(100, description="held-out ones")
     samples: Positive = Field(1, description="answers to each prompt: 1, greedy; more are sampled, and give pass@k")
     max_new_tokens: Positive | None = Field(None, description="default: the rollout's")
     measures: tuple[Measure, ...] = Field(
@@ -314,8 +294,10 @@ class Evaluation(Section):
 class Prepare(Section):
     """A recipe that runs first, unless its result is there already; `set` overrides its keys by dotted path."""
 
-    recipe: Path
-    set: dict[str, Any] = Field(default_factory=dict)
+    model_config = example("{recipe: parts/specialist.yaml, set: {training.steps: 100}}")
+
+    recipe: Path = Field(description="its file")
+    set: dict[str, Any] = Field(default_factory=dict, description="its keys, by dotted path, to other values")
 
 
 Comparison = Literal["parameter_average", "sft_on_teacher_samples", "sft_on_code", "base_with_context"]
@@ -325,15 +307,20 @@ class RecipeBase(Section):
     """What both methods share."""
 
     output: Path | None = Field(None, description="the run directory; default: runs/<the file's name>")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of sampling, the order of prompts, new weights")
     threads: int = Field(0, ge=0, description="CPU threads for torch; 0: one per core this process may use")
-    prepare: dict[Name, Prepare] = Field(default_factory=dict)
-    student: Student = Field(examples=["{model: Qwen/Qwen3-1.7B}"])
+    prepare: dict[Name, Prepare] = Field(
+        default_factory=dict, description="recipes that run first; their models are called prepared:NAME"
+    )
+    student: Student = Field(description="the model that is trained", examples=["{model: Qwen/Qwen3-1.7B}"])
     source: Codebase | None = Field(None, description="the codebase that sources of kind codebase read")
-    data: Data = Field(examples=["{sources: {math: {kind: dataset, path: openai/gsm8k, config: main}}}"])
+    data: Data = Field(
+        description="where prompts come from, and which of them never train",
+        examples=["{sources: {math: {kind: dataset, path: openai/gsm8k, config: main}}}"],
+    )
     rollout: Rollouts = Rollouts()
     teachers: dict[Name, TeacherConfig] = Field(default_factory=dict, max_length=MAX_TEACHERS)
-    routing: Routing = ByDomain()
+    routing: Routing = Field(ByDomain(), description="who is asked about which prompt")
     pool: PoolSettings = PoolSettings()
     privacy: Privacy = Privacy()
     training: Training = Training()
@@ -351,7 +338,9 @@ class SftRecipe(RecipeBase):
     """Supervised fine-tuning, on the data's references or on answers that the teachers write."""
 
     method: Literal["sft"]
-    answers: Literal["reference", "teachers"] = "reference"
+    answers: Literal["reference", "teachers"] = Field(
+        "reference", description="the data's own, or what the teachers write to its prompts"
+    )
     average: Average = "trajectory"
     tokens: Positive | None = Field(None, description="stop when so many completion tokens are trained on, if earlier")
 
@@ -361,10 +350,13 @@ class DistillRecipe(RecipeBase):
 
     method: Literal["distill"]
     teachers: dict[Name, TeacherConfig] = Field(
-        min_length=1, max_length=MAX_TEACHERS, examples=["{math: {kind: transformers, model: Qwen/Qwen3-8B}}"]
+        min_length=1,
+        max_length=MAX_TEACHERS,
+        description="who teaches, by name",
+        examples=["{math: {kind: transformers, model: Qwen/Qwen3-8B}}"],
     )
     objective: Objective = Objective()
-    compare: tuple[Comparison, ...] = ()
+    compare: tuple[Comparison, ...] = Field((), description="baselines that are made and measured as well")
 
 
 Recipe = Annotated[SftRecipe | DistillRecipe, Field(discriminator="method")]

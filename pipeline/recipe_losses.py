@@ -8,7 +8,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from pipeline.recipe_values import Fraction, Positive, named
 from pipeline.types import Divergence, Losses
-from teachers.config import Section
+from teachers.config import Section, example
+
+RATIO = "the student over what sampled the token; a token with a ratio outside the two trains nothing"
 
 
 class DenseDivergence(Section):
@@ -20,42 +22,70 @@ class DenseDivergence(Section):
 
 
 class ReverseKL(DenseDivergence):
+    """KL(S‖T): the student keeps to what the teacher finds likely."""
+
+    model_config = example("reverse_kl")
+
     kind: Literal["reverse_kl"] = "reverse_kl"
 
 
 class ForwardKL(DenseDivergence):
+    """KL(T‖S): the student has to cover all that the teacher would write."""
+
+    model_config = example("forward_kl")
+
     kind: Literal["forward_kl"]
 
 
 class JSD(DenseDivergence):
+    """Between the two: β KL(T‖M) + (1−β) KL(S‖M), M = βT + (1−β)S."""
+
+    model_config = example("{kind: jsd, beta: 0.5}")
+
     kind: Literal["jsd"]
     beta: float = Field(0.5, gt=0, lt=1, description="0 and 1 are identically zero: say reverse_kl or forward_kl")
 
 
 class SkewKL(DenseDivergence):
+    """Forward or reverse KL to a mixture, which stays finite."""
+
+    model_config = example("{kind: skew_kl, alpha: 0.1}")
+
     kind: Literal["skew_kl", "skew_reverse_kl"]
-    alpha: float = Field(0.1, gt=0, lt=1)
+    alpha: float = Field(0.1, gt=0, lt=1, description="the share of T in the mixture; with skew_reverse_kl, of S")
 
 
 class TopKKL(Section):
     kind: Literal["top_k_reverse_kl", "top_k_forward_kl"]
-    k: Positive = 32
+    k: Positive = Field(32, description="of the teacher's most probable entries")
 
 
 class TopKRenormalised(TopKKL):
-    tail: Literal[False] = False
+    """Over the teacher's k most probable entries, both sides renormalised over them."""
+
+    model_config = example("{kind: top_k_forward_kl, k: 32, mass_penalty: 0.1}")
+
+    tail: Literal[False] = Field(False, description="true: a bucket for the rest")
     mass_penalty: float = Field(0.0, ge=0, description="weight of -log(the student's mass on the kept entries)")
 
 
 class TopKWithTail(TopKKL):
-    tail: Literal[True]
+    """Over the teacher's k most probable entries, and one bucket for all the rest."""
+
+    model_config = example("{kind: top_k_reverse_kl, k: 32, tail: true}")
+
+    tail: Literal[True] = Field(description="the bucket for the rest")
 
 
 class PolicyGradient(Section):
+    """At the sampled token alone, with log T − log S as its advantage."""
+
+    model_config = example("{kind: policy_gradient, advantage_clip: 5.0}")
+
     kind: Literal["policy_gradient"]
-    ratio_low: float = Field(0.0, ge=0)
-    ratio_high: float = Field(2.0, gt=1)
-    advantage_clip: float = Field(5.0, gt=0)
+    ratio_low: float = Field(0.0, ge=0, description=RATIO)
+    ratio_high: float = Field(2.0, gt=1, description=RATIO)
+    advantage_clip: float = Field(5.0, gt=0, description="nats; log T - log S is cut to it, in both directions")
 
 
 def _divergence_tag(value: Any) -> str:
@@ -106,33 +136,43 @@ TopKChoice = Annotated[
 class SampledToken(Section):
     """Policy gradient on the log-probability of the token that the student sampled."""
 
-    ratio_low: float = Field(0.0, ge=0)
-    ratio_high: float = Field(2.0, gt=1)
-    advantage_clip: float = Field(5.0, gt=0)
+    model_config = example("{ratio_low: 0.5, ratio_high: 2.0}")
+
+    ratio_low: float = Field(0.0, ge=0, description=RATIO)
+    ratio_high: float = Field(2.0, gt=1, description=RATIO)
+    advantage_clip: float = Field(5.0, gt=0, description="nats; log T - log S is cut to it, in both directions")
 
 
 class Grades(Section):
     """A teacher's score of an answer, less a baseline, as the advantage of all its tokens."""
 
-    weight: float = Field(1.0, ge=0)
+    model_config = example("{weight: 0.3, baseline: group}")
+
+    weight: float = Field(1.0, ge=0, description="of this loss; 0: none")
     baseline: Literal["group", "running"] = Field(
         "group", description="the mean of the prompt's other samples; or the running mean of the domain"
     )
-    ratio_low: float = Field(0.0, ge=0)
-    ratio_high: float = Field(2.0, gt=1)
+    ratio_low: float = Field(0.0, ge=0, description=RATIO)
+    ratio_high: float = Field(2.0, gt=1, description=RATIO)
 
 
 class Rewrites(Section):
     """A teacher's correction as a further supervised row, from where it begins to differ."""
 
-    weight: float = Field(1.0, ge=0)
+    model_config = example("{weight: 0.3, least_kept: 0.2}")
+
+    weight: float = Field(1.0, ge=0, description="of this loss; 0: none")
     least_kept: Fraction = Field(0.0, description="of the student's text; a rewrite that keeps less is left out")
 
 
 class Objective(Section):
     """What each kind of answer trains: distributions, top-k, sampled tokens, grades, rewrites."""
 
-    divergence: DivergenceChoice = ReverseKL()
+    model_config = example("{divergence: forward_kl, average: trajectory, anchor: 0.05}")
+
+    divergence: DivergenceChoice = Field(
+        ReverseKL(), description="for teachers that give their whole distribution; the kind alone is enough"
+    )
     top_k: TopKChoice = Field(
         TopKWithTail(kind="top_k_reverse_kl", tail=True),
         description="for teachers that give their most probable entries",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.recipe import AllTeachers, ByDomain, Mixture, RecipeBase
-from pipeline.recipe import Cascade as CascadeRouting
+from pipeline.recipe import RecipeBase
+from pipeline.recipe_asking import AllTeachers, ByDomain, Mixture
+from pipeline.recipe_asking import Cascade as CascadeRouting
 from teachers.config import RemoteBase, SelfTeacher
 from teachers.plan import Cascade, Plan, PromptChecker, Routes
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app, machine_problem, set_environment
 from pipeline.errors import DataError, RecipeError
-from pipeline.recipe import Privacy
+from pipeline.recipe_asking import Privacy
 from teachers.errors import TeacherError
 
 ROOT = Path(__file__).parents[2]

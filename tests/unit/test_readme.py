@@ -196,9 +196,28 @@ def test_kinds_of_teachers_and_tasks_are_named() -> None:
     assert f": {', '.join(DOMAINS)}. " in says
 
 
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of each row of a Markdown table, its heading left out."""
+    lines = re.findall(r"^\|(.*)\|$", table, flags=re.MULTILINE)
+    return [[cell.strip() for cell in line.split("|")] for line in lines][2:]
+
+
+def test_every_cell_of_the_comparison_says_where_it_was_seen() -> None:
+    heading = re.findall(r"^\| \| tutelage \|(.*)\|$", README, flags=re.MULTILINE)
+    peers = [name.strip() for name in heading[0].split("|")]
+    rows = rows_of(section("How it compares"))
+    seen = (ROOT / "tests/benchmark/PEERS.md").read_text(encoding="utf-8")
+    assert len(rows) > 20
+    assert {len(row) for row in rows} == {2 + len(peers)}
+    for column, peer in enumerate(peers, start=2):
+        lines = rows_of(seen.partition(f"\n## {peer}\n")[2].partition("\n## ")[0])
+        assert [[row[0], row[column]] for row in rows] == [line[:2] for line in lines]
+        assert all(len(line) == 3 and len(line[2]) > 20 for line in lines)
+
+
 def test_what_extend_may_change() -> None:
     assert EXTENDABLE == ("training.steps", "teachers.", "data.sources.", "routing", "prepare.", "evaluation.")
-    says = " ".join(section("What a run leaves").split())
+    says = " ".join(section("Resume and faults").split())
     assert "may change the steps, teachers, sources, routing, what is prepared and the evaluation" in says
 
 
@@ -228,6 +247,17 @@ def test_architectures_are_as_found(architecture: Architecture) -> None:
     assert architectures()[architecture] == [*found, capped]
 
 
+def test_what_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:pipeline|teachers|tests|recipes|\.github)/[\w./-]*[\w/]", text)) - {
+        "teachers/mine.py"
+    }
+    assert len(named) > 25
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    tests = set(re.findall(r"`(test_\w+\.py)", text))
+    assert [name for name in tests if not list((ROOT / "tests").rglob(name))] == []
+
+
 def test_the_file_map_is_every_module_once() -> None:
     mapped = re.findall(r"^    ((?:pipeline|teachers)/\S+\.py) +\S", README, flags=re.MULTILINE)
     files = [path for package in ("pipeline", "teachers") for path in (ROOT / package).rglob("*.py")]
@@ -239,5 +269,8 @@ def test_links_lead_somewhere() -> None:
     titles = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
     places = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
     assert [link for link in re.findall(r"\]\(#([^)]+)\)", README) if link not in places] == []
-    files = re.findall(r"`((?:pipeline|teachers|tests)/[\w/.]*)`|\b([A-Z]+\.md|constraints\.txt)\b", README)
+    files = re.findall(r"`((?:pipeline|teachers|tests)/[\w/.]*)`|((?:\w+/)*\b[A-Z]+\.md|constraints\.txt)\b", README)
     assert [name for pair in files for name in pair if name and not (ROOT / name).exists()] == []
+    linked = re.findall(r"\]\(([^#)][^)]*)\)", README)
+    assert ".github/flow.svg" in linked
+    assert [name for name in linked if not (ROOT / name).exists()] == []

@@ -10,7 +10,8 @@ from textwrap import dedent
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import AllTeachers, DistillRecipe, LoraTuning, SftRecipe
+from pipeline.recipe import DistillRecipe, LoraTuning, SftRecipe
+from pipeline.recipe_asking import AllTeachers
 from pipeline.recipe_file import changed_keys, dump_resolved, load_recipe, prepared_name
 from pipeline.recipe_losses import TopKWithTail
 
