@@ -23,7 +23,7 @@ from pipeline.checkpoint import whole_folder
 from pipeline.errors import ModelError, RunError
 from pipeline.fused import fused_loss
 from pipeline.types import StepOutput, TrainingBatch
-from teachers.causal_lm import CausalLM, ModelKey, decoder, load_causal_lm, model_key
+from teachers.causal_lm import CausalLM, ModelKey, decoder, load_causal_lm, model_key, padded_width
 from teachers.errors import TeacherError
 from teachers.heads import find_head
 from teachers.scoring import Ends, HiddenStateTeacher, Running
@@ -119,22 +119,12 @@ def padded_hidden(lm: CausalLM, batch: TrainingBatch) -> Tensor:
     lengths = batch.cu_seqlens.diff()
     if not len(lengths):
         return _run(lm, batch.input_ids.new_zeros(1, 1), None)[0][batch.predictors]
-    width = _width(int(lengths.max()), lm)
+    width = padded_width(int(lengths.max()), lm)
     rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
     place = rows * width + batch.positions
     ids = batch.input_ids.new_zeros(len(lengths) * width).index_copy(0, place, batch.input_ids)
     hidden = _run(lm, ids.view(len(lengths), width), None)
     return hidden.flatten(0, 1)[place[batch.predictors]]
-
-
-def _width(longest: int, lm: CausalLM) -> int:
-    """A multiple of 16 where a CPU multiplies in bf16: there a product is compiled for every new shape, which takes
-    longer than a few columns more, and is kept, so that memory would grow with the shapes that occur."""
-    weight = next(lm.model.parameters())
-    products = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-    if weight.device.type != "cpu" or products != torch.bfloat16:
-        return longest
-    return min(-(-longest // 16) * 16, lm.context)
 
 
 def packed_hidden(lm: CausalLM, batch: TrainingBatch) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.types import Advantage, Divergence, Rollout, Target, TargetSignal, TrainingBatch
+from teachers.grouping import grouped
 from teachers.types import FullVocab, TopK
 
 ANCHOR = "initial-student"
@@ -144,13 +145,9 @@ def group_rows(rows: Sequence[Row], tokens_per_forward: int) -> list[list[Row]]:
     fit fails at once. A row longer than that is a forward of its own. The order is a function of the rows alone."""
     taught = (row for row in rows if row.taught)
     ordered = sorted(taught, key=lambda row: (-row.length, row.rollout.rollout_id, row.part))
-    groups: list[list[Row]] = []
-    for row in ordered:
-        if groups and groups[-1][0].length * (len(groups[-1]) + 1) <= tokens_per_forward:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
+    return [
+        [ordered[index] for index in group] for group in grouped([row.length for row in ordered], tokens_per_forward)
+    ]
 
 
 def build_batch(rows: Sequence[Row], norm: Normaliser, *, temperature: float, device: torch.device) -> TrainingBatch:

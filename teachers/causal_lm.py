@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from teachers.errors import TeacherError
+from teachers.grouping import grouped
 from teachers.probe import Tolerance, probe
 from teachers.types import Chat, Conversation
 
@@ -274,23 +275,22 @@ def last_hidden(
     """
     device = next(lm.model.parameters()).device
     body: Any = decoder(lm.model)
-    for group in _groups([len(row) for row in rows], tokens_per_forward):
-        width = len(rows[group[0]])
+    lengths = [len(row) for row in rows]
+    if 0 in lengths:
+        raise ValueError("a row without tokens has no hidden states")
+    for group in grouped(lengths, tokens_per_forward):
+        width = padded_width(len(rows[group[0]]), lm)
         ids = torch.tensor([[*rows[index], *[0] * (width - len(rows[index]))] for index in group], device=device)
         hidden = body(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
         for place, index in enumerate(group):
             yield index, hidden[place, : len(rows[index])]
 
 
-def _groups(lengths: Sequence[int], tokens_per_forward: int) -> Iterator[list[int]]:
-    """Indices of rows that run together, longest first, so that the first forward is the one that may not fit."""
-    group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if lengths[index] == 0:
-            raise ValueError("a row without tokens has no hidden states")
-        if group and (len(group) + 1) * lengths[group[0]] > tokens_per_forward:
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
+def padded_width(longest: int, lm: CausalLM) -> int:
+    """Of the rows in a forward: a multiple of 16 where a CPU multiplies in bf16. There a product is compiled for every
+    new shape, which takes longer than a few columns more, and is kept, so that memory would grow with the shapes."""
+    weight = next(lm.model.parameters())
+    products = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    if weight.device.type != "cpu" or products != torch.bfloat16:
+        return longest
+    return min(-(-longest // 16) * 16, lm.context)
