@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.files import write_text
 from pipeline.report.curves import Chart, Event, charts_of, events_of, gathered
-from pipeline.report.provenance import provenance_of
+from pipeline.report.provenance import provenance_of, taken_of
 from pipeline.report.read import read_run
 from pipeline.report.strips import SHAPES, Scale, estimate, scale_of, strip
 from pipeline.report.teachers import asked_of, staff_of
@@ -62,6 +62,7 @@ def run_page(folder: Path, *, with_texts: bool = False, live: bool = False) -> s
         run=run,
         shown=shown,
         verdict=verdict,
+        taken=taken_of(run, sum(sum(one.dollars.values()) for one in asked.values()) if asked else None),
         scale=scale_of(model.score for domain in verdict.domains for model in domain.models),
         events=[event for event in events if event.what != "checkpoint"],
         views=views,
@@ -124,10 +125,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "estimate": estimate, "count": lambda value: f"{value:,}"}
-    environment.globals |= {"strip": strip, "SHAPES": SHAPES, "OUTCOMES": OUTCOMES, "Scale": Scale}
+    environment.globals |= {"strip": strip, "SHAPES": SHAPES, "OUTCOMES": OUTCOMES, "GAVE": GAVE, "Scale": Scale}
     return environment
 
 
+GAVE = {"distribution": "distributions", "top_k": "lists of likely tokens", "judgment": "judgments"}
 OUTCOMES = {
     "beyond": ("▲", "past its teacher", "good"),
     "matched": ("✓", "as good as its teacher", "good"),

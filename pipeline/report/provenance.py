@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.read import Line, Run, newest, section
+from pipeline.report.read import Line, Run, is_number, newest, number, section
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,36 @@ def provenance_of(run: Run) -> Provenance:
         tuple(_part(name, inner) for name, inner in run.inner.items()),
         run.recipe_text,
     )
+
+
+def taken_of(run: Run, dollars: float | None) -> tuple[tuple[str, str, str], ...]:
+    """(what, how much, a remark) of what the run took so far. dollars: None where nobody was asked who charges."""
+    seconds = sum(
+        float(value)
+        for line in run.timings
+        for name, value in section(line, "seconds").items()
+        if is_number(value) and name != "early"  # a part of the update's
+    )
+    tokens = sum(number(line.get("tokens")) for line in run.metrics)
+    prompts = sum(number(line.get("rows")) for line in run.metrics)
+    memory = max((number(line.get("peak_bytes")) for line in run.timings), default=0)
+    found = [("time in steps", _duration(seconds), f"{run.step:,} steps")]
+    found.append(("tokens written", f"{tokens:,}", f"{prompts:,} answers"))
+    if memory:
+        found.append(("memory at most", f"{memory / 1e9:.1f} GB", "of a process"))
+    said = "asked nobody who charges" if dollars is None else f"{_a_thousand(dollars, prompts)} a thousand answers"
+    found.append(("paid to teachers", "$0" if not dollars else f"${dollars:,.2f}", said))
+    return tuple(found)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _a_thousand(dollars: float, answers: int) -> str:
+    return f"${1000 * dollars / answers:,.2f}" if answers else "–"
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:

@@ -147,7 +147,7 @@ def _domain(name: str, models: Sequence[Model]) -> Domain:
     behind = difference(student, teacher) if teacher else None
     recovered = _recovered(base, teacher, student) if teacher and gain and gain.low > 0 else None
     outcome = _outcome(change, gain, behind)
-    said = _sentence(name, outcome, base, teacher, student, recovered)
+    said = _sentence(name, outcome, base, teacher, student)
     return Domain(name, tuple(models), prompts, outcome, recovered, change, said)
 
 
@@ -199,20 +199,17 @@ def _share(means: Any, drawn: Any) -> Estimate | None:
     return Estimate(float((means[2] - means[0]) / (means[1] - means[0])), *percentiles(shares))
 
 
-def _sentence(
-    name: str, outcome: Outcome, base: Model, teacher: Model | None, student: Model, recovered: Estimate | None
-) -> str:
+def _sentence(name: str, outcome: Outcome, base: Model, teacher: Model | None, student: Model) -> str:
     went = f"from {base.score.value:.3f} to {student.score.value:.3f}"
-    aim = f" The teacher has {teacher.score.value:.3f}." if teacher else ""
-    share = f", {percent(recovered.value)} of its teacher's gain" if recovered else ""
+    aim = f"; the teacher has {teacher.score.value:.3f}" if teacher else ""
     return {
-        "beyond": f"The student went {went} and past its teacher.{aim}",
-        "matched": f"The student went {went} and cannot be told from its teacher.{aim}",
-        "partly": f"The student went {went}{share}; it is still behind.{aim}",
-        "unmoved": f"It did not work here: the student went {went}, which may be chance.{aim}",
-        "lost": f"It got worse here: the student went {went}.{aim}",
-        "kept": f"Nothing to learn here: the teacher is no better than the base. The student went {went}: kept.",
-        "gained": f"The student went {went}.{aim}",
+        "beyond": f"The student went {went}, past its teacher{aim}.",
+        "matched": f"The student went {went}, level with its teacher but for chance{aim}.",
+        "partly": f"The student went {went} and is still behind{aim}.",
+        "unmoved": f"It did not work here: {went} is no more than chance{aim}.",
+        "lost": f"It got worse here, {went}{aim}.",
+        "kept": f"The teacher is no better than the base here, so there was nothing to learn; kept, {went}.",
+        "gained": f"The student went {went}{aim}.",
         "open": f"{name} cannot be compared: the models were judged on different prompts.",
     }[outcome]
 

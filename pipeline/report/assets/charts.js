@@ -21,7 +21,7 @@ const curves = {
     this.plots.forEach((plot) => plot.u.destroy());
     this.plots = [];
     const place = one("#charts");
-    const names = [...new Set(data.charts.flatMap((chart) => chart.curves.map((curve) => curve.name)))];
+    const names = this.shared(data.charts);
     const groups = new Map();
     for (const chart of data.charts) groups.set(chart.group, [...(groups.get(chart.group) ?? []), chart]);
     place.replaceChildren();
@@ -34,15 +34,21 @@ const curves = {
     if (this.range) this.zoom(...this.range);
   },
 
-  /** A name has the same colour in every chart, unless two in one chart would share it. */
+  /** Names that several charts have, such as those of domains and teachers. */
+  shared(charts) {
+    const counts = new Map();
+    for (const { curves } of charts) for (const { name } of curves) counts.set(name, (counts.get(name) ?? 0) + 1);
+    return [...counts.keys()].filter((name) => counts.get(name) > 1);
+  },
+
+  /** A shared name has the same colour in every chart, unless two in one chart would share it. */
   styles(chart, names) {
     const { lines } = this.theme();
     const places = chart.curves.map((curve) => names.indexOf(curve.name));
-    const count = lines.length * DASHES.length;
-    const clash = new Set(places.map((place) => place % count)).size < places.length;
-    const few = places.length <= lines.length && new Set(places.map((p) => p % lines.length)).size < places.length;
+    const many = places.length > lines.length;
+    const clash = new Set(places.map((place) => (many ? place : place % lines.length))).size < places.length;
     return chart.curves.map((curve, index) => {
-      const number = clash || few ? index : places[index];
+      const number = clash || places.includes(-1) ? index : many ? places[index] : places[index] % lines.length;
       return { color: lines[number % lines.length], dash: DASHES[Math.floor(number / lines.length) % DASHES.length] };
     });
   },
@@ -89,7 +95,7 @@ const curves = {
     }));
     return {
       ...this.size(made, plot),
-      padding: [10, 10, 0, 0],
+      padding: [10, 18, 0, 0],
       legend: { show: false },
       cursor: {
         y: false, points: { size: 7 }, drag: { x: true, y: false, setScale: false },
@@ -195,9 +201,9 @@ const curves = {
     ctx.save();
     ctx.font = `${11 * ratio}px system-ui, sans-serif`;
     ctx.textAlign = "center";
-    for (const [step, what] of this.data.events) {
-      const x = u.valToPos(step, "x", true);
-      if (x < left || x > left + width) continue;
+    const inside = this.data.events.map(([step, what]) => [u.valToPos(step, "x", true), what]).filter(([x]) => x >= left && x <= left + width);
+    const many = inside.filter(([, what]) => what === "fault").length > 20;
+    for (const [x, what] of inside) {
       const [sign, color] = MARKS[what] ?? ["•", "#8b8f98"];
       ctx.strokeStyle = ctx.fillStyle = color;
       ctx.lineWidth = ratio;
@@ -206,7 +212,7 @@ const curves = {
       ctx.moveTo(x, top);
       ctx.lineTo(x, top + (what === "fault" ? 8 * ratio : height));
       ctx.stroke();
-      if (sign) ctx.fillText(sign, x, top + (what === "fault" ? 16 : 9) * ratio);
+      if (sign && !(what === "fault" && many)) ctx.fillText(sign, x, top + (what === "fault" ? 16 : 9) * ratio);
     }
     ctx.restore();
   },

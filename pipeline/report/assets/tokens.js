@@ -90,13 +90,14 @@ const rollouts = {
         rollout.score === null || rollout.score === undefined ? null : make("span", {}, "score ", make("b", {}, short(rollout.score))),
         rollout.finish === "length" ? make("span", { class: "badge half" }, "cut off") : null,
         rollout.writer && rollout.writer !== "student" ? make("span", { class: "badge half" }, `written by ${rollout.writer}`) : null,
-        names.length > 1 ? make("label", {}, "coloured by ", teacher) : names.length ? `teacher ${names[0]}` : null),
-      make("h3", {}, "Prompt"), make("pre", { class: "text-box quiet-box", tabindex: 0 }, rollout.prompt ?? ""),
+        names.length > 1 ? make("label", {}, "coloured by ", teacher) : names.length ? `teacher ${names[0]}` : null));
+    const texts = make("div", {}, make("h3", {}, "Prompt"), make("pre", { class: "text-box quiet-box", tabindex: 0 }, rollout.prompt ?? ""),
       make("h3", {}, "The student wrote"));
-    if (rollout.tokens) stage.append(this.scale(), this.tokens(rollout), make("div", { class: "choices", id: "choices", "aria-live": "polite" }));
-    else stage.append(make("pre", { class: "text-box" }, this.text(rollout)), make("p", { class: "note" }, "This run kept no numbers of its tokens."));
-    if (rollout.reference) stage.append(make("h3", {}, "Reference"), make("pre", { class: "text-box quiet-box", tabindex: 0 }, rollout.reference));
-    for (const [name, said] of Object.entries(rollout.judgments ?? {})) stage.append(this.judgment(name, said));
+    if (rollout.tokens) texts.append(this.scale(), this.tokens(rollout));
+    else texts.append(make("pre", { class: "text-box", tabindex: 0 }, this.text(rollout)), make("p", { class: "note" }, "No numbers of its tokens were kept."));
+    if (rollout.reference) texts.append(make("h3", {}, "Reference"), make("pre", { class: "text-box quiet-box", tabindex: 0 }, rollout.reference));
+    for (const [name, said] of Object.entries(rollout.judgments ?? {})) texts.append(this.judgment(name, said));
+    stage.append(rollout.tokens ? make("div", { class: "reading" }, texts, make("div", { class: "choices", id: "choices", "aria-live": "polite" })) : texts);
     if (rollout.tokens) this.point(rollout, place ?? this.hardest(rollout), false);
   },
 
