@@ -1,4 +1,4 @@
-"""A run's numbers over its steps: which belong into one chart, thinned without losing a spike, and what happened when."""
+"""A run's numbers over its steps: which share a chart, thinned without losing a spike, and what happened when."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 // Tabs, links from one part to another, and the page that refreshes itself.
 
 const tabs = {
-  list: all('[role="tab"]'), drawn: false,
+  list: all('[role="tab"]'), drawn: false, ready: false,
 
   show(id, focus = false) {
     if (!this.list.some((tab) => tab.getAttribute("aria-controls") === id)) return;
@@ -14,7 +14,7 @@ const tabs = {
       if (chosen) tab.scrollIntoView({ block: "nearest", inline: "nearest" });
       one(`#${tab.getAttribute("aria-controls")}`).hidden = !chosen;
     }
-    history.replaceState(null, "", `#${id}`);
+    if (this.ready) history.replaceState(null, "", `#${id}`);
     if (id === "curves" && !this.drawn) {
       this.drawn = true;
       curves.show(data);
@@ -35,6 +35,7 @@ const tabs = {
     const wanted = location.hash.slice(1);
     const known = this.list.map((tab) => tab.getAttribute("aria-controls"));
     this.show(known.includes(wanted) ? wanted : known[0]);
+    this.ready = true;
   },
 };
 

@@ -97,7 +97,7 @@ const rollouts = {
     else texts.append(make("pre", { class: "text-box", tabindex: 0 }, this.text(rollout)), make("p", { class: "note" }, "No numbers of its tokens were kept."));
     if (rollout.reference) texts.append(make("h3", {}, "Reference"), make("pre", { class: "text-box quiet-box", tabindex: 0 }, rollout.reference));
     for (const [name, said] of Object.entries(rollout.judgments ?? {})) texts.append(this.judgment(name, said));
-    stage.append(rollout.tokens ? make("div", { class: "reading" }, texts, make("div", { class: "choices", id: "choices", "aria-live": "polite" })) : texts);
+    stage.append(rollout.tokens ? make("div", { class: "reading" }, texts, make("div", { class: "choices", id: "choices", role: "region", "aria-label": "Choices at this token", "aria-live": "polite", tabindex: 0 })) : texts);
     if (rollout.tokens) this.point(rollout, place ?? this.hardest(rollout), false);
   },
 
