@@ -175,7 +175,7 @@ def report_command(
 
 @app.command("compare")
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Directories of runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Directories of two runs or more.")],
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Where the page goes.")] = Path(
         "compare.html"
     ),

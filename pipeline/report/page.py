@@ -19,7 +19,7 @@ from pipeline.report.provenance import provenance_of, taken_of
 from pipeline.report.read import read_run
 from pipeline.report.strips import SHAPES, Scale, estimate, scale_of, strip
 from pipeline.report.teachers import asked_of, staff_of
-from pipeline.report.tokens import answers_of, views_of
+from pipeline.report.tokens import Views, answers_of, views_of
 from pipeline.report.verdict import percent, verdict_of
 
 REPORT = "report.html"
@@ -42,10 +42,9 @@ def run_page(folder: Path, *, with_texts: bool = False, live: bool = False) -> s
     """The whole page. live: it asks its server again now and then. Raises RunError where no run is."""
     run = read_run(folder)
     shown = with_texts or not run.private
-    if not shown:
-        run = read_run(folder, texts=False)
     asked = asked_of(run)
-    views, (answers, counts) = views_of(run), answers_of(run)
+    views = views_of(run) if shown else Views((), (), run.samples_in_all)
+    answers, counts = answers_of(run)
     verdict = verdict_of(run)
     events = gathered(events_of(run), run.steps)
     data = {
@@ -53,7 +52,7 @@ def run_page(folder: Path, *, with_texts: bool = False, live: bool = False) -> s
         **curves_data(charts_of(run, {name: one.dollars for name, one in asked.items() if one.dollars}), events),
         "words": views.words,
         "rollouts": views.rollouts,
-        "answers": answers,
+        "answers": answers if shown else [],
     }
     return render(
         "run.html",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -52,7 +56,7 @@ def test_it_follows_the_run_and_keeps_the_readers_place(opened: Callable[..., Op
     page.get_by_role("tab", name="Tokens").click()
     page.locator("#rollout-3").click()
     page.locator("#token-7").click()
-    page.evaluate("scrollTo(0, 200)")
+    page.evaluate("scrollTo(0, 150)")
     expect(page.locator("#live")).to_contain_text("Up to date")
     go_on(run, 41)
     expect(page.locator(".pill").first).to_have_text("running")
@@ -60,21 +64,23 @@ def test_it_follows_the_run_and_keeps_the_readers_place(opened: Callable[..., Op
     expect(page.locator("#tokens")).to_be_visible()
     expect(page.locator("#rollout-3")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#choices")).to_contain_text("token 8 of")
-    assert page.evaluate("scrollY") == 200
+    assert page.evaluate("scrollY") == 150
     page.get_by_role("tab", name="Curves").click()
     assert page.locator("#charts").get_attribute("data-range") == zoomed
 
 
-def test_a_server_that_is_gone_is_told(opened: Callable[..., Opened], run: Path) -> None:
-    page = Page(run, partial(run_page, run, live=True))
-    server = server_of(page)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    found = opened(f"http://127.0.0.1:{server.server_port}/")
-    expect(found.page.locator("#live")).to_contain_text("Up to date")
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def test_the_command_serves_until_ctrl_c(opened: Callable[..., Opened], run: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "report", str(run), "--serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        (address,) = re.findall(r"http://127\.0\.0\.1:\d+/", line)
+        found = opened(address)
+        expect(found.page.locator("#live")).to_contain_text("Up to date")
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "stopped\n"
+        assert process.wait(timeout=60) == 0
     found.page.evaluate("live.ask()")
     expect(found.page.locator("#live")).to_contain_text("The server is gone")
     found.errors.clear()  # the browser says itself that nobody answered
+    assert not (run / "report.html").exists()
