@@ -184,8 +184,8 @@ def _spread(path: Path) -> Iterator[dict[str, Any]]:
     """At most MOST_ROLLOUTS lines over the whole file; with tokens where any have them. Only these are parsed."""
     with_tokens = ['"tokens":' in raw for raw in _raw(path)]
     wanted = [index for index, has in enumerate(with_tokens) if has or not any(with_tokens)]
-    every = -(-len(wanted) // MOST_ROLLOUTS) or 1
-    kept = {*wanted[::every][: MOST_ROLLOUTS - 1], *wanted[-1:]}
+    count = min(len(wanted), MOST_ROLLOUTS)
+    kept = {wanted[n * (len(wanted) - 1) // max(1, count - 1)] for n in range(count)}
     for index, raw in enumerate(islice(_raw(path), len(with_tokens))):
         if index in kept:
             try:

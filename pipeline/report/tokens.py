@@ -55,9 +55,9 @@ def views_of(run: Run, budget: int = BYTES_OF_TOKENS) -> Views:
             made = [rollout_view(line, words, kept) for line in samples]
             if _size(made) + _size(words.list()) <= budget:
                 return Views(tuple(words.list()), tuple(made), run.samples_in_all)
-        samples = samples[::2]
-        if not samples:
+        if len(samples) < 2:
             return Views((), (), run.samples_in_all)
+        samples = samples[::2]
 
 
 def rollout_view(line: Line, words: Words, choices: int) -> dict[str, Any]:
