@@ -120,7 +120,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
 
 def _named(model: Any) -> str:
     if isinstance(model, Mapping):
-        return ", ".join(f"{key} {value}" for key, value in model.items() if value is not None)
+        said = {key: value.get("kind") if isinstance(value, Mapping) else value for key, value in model.items()}
+        return ", ".join(f"{key} {value}" for key, value in said.items() if value is not None)
     return str(model or "?")
 
 

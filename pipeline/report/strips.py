@@ -12,7 +12,7 @@ from pipeline.report.verdict import Estimate, Model
 ROLES = ("teacher", "student", "base", "other")
 LANE = 15  # pixels between the marks of two models
 EDGE = 2.0  # percent that stay free at either end
-NICE = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0)
+NICE = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 SHAPES = {
     "teacher": "M0,-6.5 6.5,0 0,6.5 -6.5,0Z",
     "student": "M-6,0A6,6 0 1 0 6,0A6,6 0 1 0 -6,0Z",
@@ -37,7 +37,7 @@ def scale_of(scores: Iterable[Estimate]) -> Scale:
     """The smallest round scale that holds all intervals: 0 is always on it."""
     highest = max((score.high for score in scores), default=1.0)
     top = next((nice for nice in NICE if highest <= nice), max(1.0, highest))
-    return Scale(top, tuple(top * n / 4 for n in range(5)) if top != 0.25 else tuple(0.05 * n for n in range(6)))
+    return Scale(top, tuple(top * n / 4 for n in range(5)))
 
 
 def strip(models: Sequence[Model], scale: Scale) -> Markup:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from pipeline.report.read import Line, Run, newest, section
+from pipeline.report.read import Line, Run, is_number, newest, section
 
 BYTES_OF_TOKENS = 4_500_000
 BYTES_OF_ANSWERS = 1_500_000
@@ -18,7 +18,7 @@ CHOICES_KEPT = (
     16,
     8,
 )  # places of a rollout at which choices are shown: fewer where a page would grow too large
-KINDS = ("right", "gained", "lost", "wrong", "other")  # of held-out answers, before and now
+KINDS = ("gained", "lost", "wrong", "right", "same")  # of held-out answers, before and now
 LONGEST_TEXT = 8_000  # characters of a prompt or answer
 LONGEST_DIFF = 4_000  # words
 Change = tuple[str, str]  # same, gone or new; the text
@@ -188,8 +188,8 @@ def _size(value: Any) -> int:
 def answers_of(run: Run, budget: int = BYTES_OF_ANSWERS) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
     """(pairs, counts): a prompt's answers of the base, the student and its teacher; domain -> outcome -> how many.
 
-    Of each domain and outcome as many pairs as fit, evenly. Outcomes: gained, lost, wrong (both), right (both), or
-    other, where there is no score that says right or wrong.
+    Of each domain and outcome as many pairs as fit, evenly. Outcomes: gained (a higher score now), lost (a lower one),
+    right or wrong as before, or same, where scores say more than that.
     """
     last = newest(run)
     base = {line["prompt_id"]: line for line in run.answers.get("base", ()) if "prompt_id" in line}
@@ -203,12 +203,19 @@ def answers_of(run: Run, budget: int = BYTES_OF_ANSWERS) -> tuple[list[dict[str,
     pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     counts: dict[str, dict[str, int]] = {}
     seen: set[str] = set()
+    graded = {
+        str(line.get("domain"))
+        for given in (base.values(), run.answers.get(last or "", ()))
+        for line in given
+        if line.get("score") not in (0, 1)
+    }
     for now in run.answers.get(last or "", ()):
         key = now.get("prompt_id")
         if not isinstance(key, str) or key not in base or key in seen:
             continue
         seen.add(key)
-        domain, kind = str(now.get("domain")), _kind(base[key].get("score"), now.get("score"))
+        domain = str(now.get("domain"))
+        kind = _kind(base[key].get("score"), now.get("score"), graded=domain in graded)
         counts.setdefault(domain, dict.fromkeys(KINDS, 0))[kind] += 1
         pairs.setdefault((domain, kind), []).append(
             {
@@ -221,17 +228,16 @@ def answers_of(run: Run, budget: int = BYTES_OF_ANSWERS) -> tuple[list[dict[str,
                 "teacher": cut(teachers.get(key), 3000),
             }
         )
-    return list(_in_turn(pairs.values(), budget)), counts
+    ordered = sorted(pairs.items(), key=lambda item: KINDS.index(item[0][1]))
+    return list(_in_turn([found for _, found in ordered], budget)), counts
 
 
-def _kind(before: Any, now: Any) -> str:
-    if not (isinstance(before, int | float) and isinstance(now, int | float)):
-        return "other"
-    if before < 1 <= now:
-        return "gained"
-    if now < 1 <= before:
-        return "lost"
-    return "right" if now >= 1 else "wrong"
+def _kind(before: Any, now: Any, *, graded: bool) -> str:
+    if not (is_number(before) and is_number(now)):
+        return "same"
+    if now != before:
+        return "gained" if now > before else "lost"
+    return "same" if graded else "right" if now == 1 else "wrong"
 
 
 def _in_turn(groups: Iterable[list[dict[str, Any]]], budget: int) -> Iterator[dict[str, Any]]:

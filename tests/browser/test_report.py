@@ -300,7 +300,7 @@ def test_answers_at_the_start_and_now(opened: Open, report: Path) -> None:
     row = page.locator(".counts tr", has_text="chat")
     row.locator("button[data-answers=lost]").click()
     expect(page.locator("#answers")).to_be_visible()
-    expect(page.locator("#answer")).to_contain_text("lost: right before, wrong now")
+    expect(page.locator("#answer")).to_contain_text("worse now")
     expect(page.locator("#answer .then")).to_contain_text("the right answer")
     expect(page.locator("#answer .then")).to_contain_text("score 1")
     expect(page.locator("#answer .now")).to_contain_text("score 0")

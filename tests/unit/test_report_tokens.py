@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.report.read import read_run
 from pipeline.report.tokens import Words, answers_of, changes, cut, rollout_view, views_of
-from tests.run_directories import Size, evaluate, make_run, write
+from tests.run_directories import Size, evaluate, make_run, write, write_lines
 
 LINE: dict[str, Any] = {
     "step": 3, "domain": "math", "prompt": "1+1", "completion": "it is 2", "reference": "2", "finish_reason": "end",
@@ -83,13 +83,26 @@ def test_answers_are_paired_by_prompt_and_counted(tmp_path: Path) -> None:
     evaluate(tmp_path, "student-000005", {"math": 0.8}, 10, random.Random(1))
     evaluate(tmp_path, "teacher-t", {"math": 1.0}, 10, random.Random(2))
     pairs, counts = answers_of(read_run(tmp_path))
-    assert counts == {"math": {"right": 5, "gained": 3, "lost": 0, "wrong": 2, "other": 0}}
+    assert counts == {"math": {"gained": 3, "lost": 0, "wrong": 2, "right": 5, "same": 0}}
     assert len(pairs) == 10
     gained = next(pair for pair in pairs if pair["kind"] == "gained")
     assert gained["base"][1] == 0.0
     assert gained["now"] == ["the right answer", 1.0]
     assert gained["teacher"] == "the right answer"
     assert gained["prompt"].startswith("Question math-")
+    assert pairs[0]["kind"] == "gained"
     few, counts = answers_of(read_run(tmp_path), budget=900)
     assert {pair["kind"] for pair in few} == {"right", "gained", "wrong"}  # of each some
     assert sum(counts["math"].values()) == 10
+
+
+def test_where_scores_are_grades_there_is_no_right_and_wrong(tmp_path: Path) -> None:
+    write(tmp_path / "run.json", {})
+    for name, scores in (("base", [0.2, 0.6, 0.4]), ("student-000005", [0.5, 0.3, 0.4])):
+        write(tmp_path / "evaluations" / f"{name}.json", {})
+        lines = [
+            {"domain": "d", "prompt_id": str(n), "completion": "", "score": score} for n, score in enumerate(scores)
+        ]
+        write_lines(tmp_path / "evaluations" / f"{name}.samples.jsonl", lines)
+    _, counts = answers_of(read_run(tmp_path))
+    assert counts == {"d": {"gained": 1, "lost": 1, "wrong": 0, "right": 0, "same": 1}}

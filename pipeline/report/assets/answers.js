@@ -1,7 +1,7 @@
 "use strict";
 // The same held-out prompt's answer of the base and of the student.
 
-const KINDS = { gained: "learned: wrong before, right now", lost: "lost: right before, wrong now", wrong: "still wrong", right: "right before and now", other: "without right and wrong" };
+const KINDS = { gained: "better now", lost: "worse now", wrong: "still wrong", right: "right before and now", same: "as before" };
 
 const answers = {
   data: [], chosen: 0,
