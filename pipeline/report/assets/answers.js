@@ -9,7 +9,6 @@ const answers = {
   start(data) {
     this.data = data.answers;
     if (!one("#answer")) return;
-    this.show(data);
     for (const id of ["#answer-domain", "#answer-kind"]) one(id).addEventListener("change", () => this.draw(0));
     one("#answer-before").addEventListener("click", () => this.draw(this.chosen - 1));
     one("#answer-next").addEventListener("click", () => this.draw(this.chosen + 1));

@@ -2,7 +2,7 @@
 // Tabs, links from one part to another, and the page that refreshes itself.
 
 const tabs = {
-  list: all('[role="tab"]'), drawn: false, ready: false,
+  list: all('[role="tab"]'), drawn: new Set(), ready: false,
 
   show(id, focus = false) {
     if (!this.list.some((tab) => tab.getAttribute("aria-controls") === id)) return;
@@ -15,10 +15,17 @@ const tabs = {
       one(`#${tab.getAttribute("aria-controls")}`).hidden = !chosen;
     }
     if (this.ready) history.replaceState(null, "", `#${id}`);
-    if (id === "curves" && !this.drawn) {
-      this.drawn = true;
-      curves.show(data);
+    if (!this.drawn.has(id)) {
+      this.drawn.add(id);
+      this.draw(id);
     }
+  },
+
+  /** What takes time is drawn when it is first looked at, and again with new data. */
+  draw(id) {
+    if (id === "curves") curves.show(data);
+    if (id === "tokens" && one("#rollout-list") && data.rollouts?.length) rollouts.show(data);
+    if (id === "answers" && one("#answer") && data.answers) answers.show(data);
   },
 
   start() {
@@ -92,9 +99,7 @@ const live = {
     document.title = fresh.title;
     one("#data").textContent = one("#data", fresh).textContent;
     data = read();
-    if (tabs.drawn) curves.show(data);
-    if (one("#rollout-list") && data.rollouts?.length) rollouts.show(data);
-    if (one("#answer") && data.answers) answers.show(data);
+    for (const id of tabs.drawn) tabs.draw(id);
     scrollTo({ top: scroll });
   },
 
@@ -121,7 +126,7 @@ addEventListener("beforeprint", () => {
 });
 addEventListener("afterprint", () => {
   curves.paper = false;
-  tabs.drawn = false;
+  tabs.drawn.delete("curves");
   tabs.show(one('[role="tab"][aria-selected="true"]').getAttribute("aria-controls"));
 });
 document.documentElement.dataset.ready = "yes";

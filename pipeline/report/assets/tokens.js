@@ -10,7 +10,6 @@ const rollouts = {
   start(data) {
     this.data = data;
     if (!one("#rollout-list")) return;
-    this.show(data);
     one("#rollout-domain").addEventListener("change", () => this.list());
     one("#rollout-sort").addEventListener("change", () => this.list());
     one("#rollout-list").addEventListener("keydown", (event) => {
@@ -171,7 +170,8 @@ const rollouts = {
     for (const [side, logs] of [[teacher, said.logprobs], [student, rollout.logprobs]]) {
       if (!side.has(written) && (logs[place] ?? -1) >= 0) side.set(written, Math.exp(-logs[place] / 1000));
     }
-    const words = [...new Set([...teacher.keys(), ...student.keys()])];
+    const counts = (word) => word === written || Math.max(teacher.get(word) ?? 0, student.get(word) ?? 0) >= 0.0005;
+    const words = [...new Set([...teacher.keys(), ...student.keys()])].filter(counts);
     const bar = (side, value) => make("div", { class: `bar ${side}` }, value === undefined ? "" : this.width(make("i"), value), value === undefined ? "–" : this.percent(value));
     const nats = said.divergence[place] ?? -1;
     return make("table", {},
