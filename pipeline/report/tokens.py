@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import Any
 
-from pipeline.report.read import Line, Run, is_number, newest, section
+from rapidfuzz.distance import Indel
+
+from pipeline.report.read import MOST_ROLLOUTS, Line, Run, is_number, newest, section
 
 BYTES_OF_TOKENS = 4_500_000
 BYTES_OF_ANSWERS = 1_500_000
@@ -108,18 +110,28 @@ def judgment_view(said: Line, answer: str) -> dict[str, Any]:
     }
 
 
-def changes(before: str, after: str) -> list[Change]:
-    """What has to be taken out of `before` and put in to make `after`, word by word."""
+@lru_cache(2 * MOST_ROLLOUTS)  # views are made again with fewer choices where they do not fit
+def changes(before: str, after: str) -> tuple[Change, ...]:
+    """What has to be taken out of `before` and put in to make `after`, word by word, with as little as possible."""
     old, new = _words(_without_end(before)), _words(after)
     if max(len(old), len(new)) > LONGEST_DIFF:
-        return [("gone", cut(before) or ""), ("new", cut(after) or "")]
+        return ("gone", cut(before) or ""), ("new", cut(after) or "")
     found: list[Change] = []
-    for tag, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if tag == "equal":
-            found.append(("same", "".join(old[a:b])))
+    gone = put = ""
+    for step in Indel.opcodes(old, new):
+        if step.tag != "equal":
+            gone += "".join(old[step.src_start : step.src_end])
+            put += "".join(new[step.dest_start : step.dest_end])
             continue
-        found += [(kind, text) for kind, text in (("gone", "".join(old[a:b])), ("new", "".join(new[c:d]))) if text]
-    return found
+        found += _changed(gone, put)
+        found.append(("same", "".join(old[step.src_start : step.src_end])))
+        gone = put = ""
+    return (*found, *_changed(gone, put))
+
+
+def _changed(gone: str, put: str) -> list[Change]:
+    pairs: tuple[Change, ...] = (("gone", gone), ("new", put))
+    return [pair for pair in pairs if pair[1]]
 
 
 def _words(text: str) -> list[str]:

@@ -32,7 +32,7 @@ def test_a_rollout_in_whole_numbers() -> None:
     assert view["teachers"]["t"]["divergence"] == [0, -1, 1234]
     assert view["teachers"]["t"]["top"] == [[2, text.index(" 3"), 750]]
     assert view["top"] == [[0, text.index("it"), 600, text.index("so"), 400], [2, text.index(" 2"), 900]]
-    assert view["judgments"]["j"]["changes"] == [("same", "it "), ("gone", "is"), ("new", "was"), ("same", " 2")]
+    assert view["judgments"]["j"]["changes"] == (("same", "it "), ("gone", "is"), ("new", "was"), ("same", " 2"))
 
 
 def test_choices_are_kept_where_the_divergence_is_largest() -> None:
