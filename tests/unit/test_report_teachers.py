@@ -55,7 +55,7 @@ def two(tops: list[Any], scores: tuple[float, float] | None = None) -> dict[str,
 
 def test_agreement_is_of_the_likeliest_tokens(run: Run) -> None:
     lines = [
-        two([(["x", 0.9], ["x", 0.5]), (["x", 0.9], ["y", 0.8]), (["z", 0.3], ["w", 0.4]), (["q", 0.4], ["q", 0.4])])
+        two([(["x", 0.9], ["x", 0.5]), (["x", 0.9], ["y", 0.8]), (["z", 0.99], ["w", 0.4]), (["q", 0.4], ["q", 0.4])])
     ]
     found = staff_of(run, {}, lines)
     agreement = found.agreement["a", "b"]

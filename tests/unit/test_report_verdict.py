@@ -132,3 +132,9 @@ def test_percent_does_not_round_up_to_all() -> None:
         "103%",
         "0%",
     ]
+
+
+def test_what_may_be_chance_is_no_loss(tmp_path: Path) -> None:
+    found = judged(tmp_path, prompts=40, base={"a": 0.5}, teacher_t={"a": 0.9}, student={"a": 0.475})
+    assert found.domains[0].outcome == "unmoved"
+    assert "no more than chance" in found.domains[0].said
