@@ -154,6 +154,39 @@ def journal_command(
         show_journal(run, export=export, prune=prune, display=display)
 
 
+@app.command("report")
+def report_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, finished or not.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Where the page goes; default: report.html in RUN.")
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve it on this machine, as the run goes on.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="For --serve; 0: a free one.")] = 0,
+    with_texts: Annotated[
+        bool, typer.Option("--with-texts", help="Put a private run's prompts and answers into the page.")
+    ] = False,
+) -> None:
+    """Make one HTML page of a run: the verdict, curves, tokens, teachers, provenance."""
+    with _one_line_errors(""), _display() as display:
+        from pipeline.report.command import make_report
+
+        make_report(run, output, with_texts=with_texts, live=serve, port=port, display=display)
+
+
+@app.command("compare")
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Directories of two runs or more.")],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Where the page goes.")] = Path(
+        "compare.html"
+    ),
+) -> None:
+    """Make one HTML page of several runs, side by side."""
+    with _one_line_errors(""), _display() as display:
+        from pipeline.report.command import make_comparison
+
+        make_comparison(runs, output, display)
+
+
 def main() -> None:
     """The console script's entry point."""
     try:

@@ -50,10 +50,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion of an evaluation. completion: the answer as it was judged."""
+    """One completion of an evaluation. prompt: as the model was shown it. completion: the answer as it was judged."""
 
     domain: str
     prompt_id: str
+    prompt: str
     completion: str
     reference: str | None
     score: float | None
@@ -128,7 +129,15 @@ def _measured(
 def _judge(rollouts: Sequence[Rollout], lm: CausalLM, stop: Sequence[str]) -> list[Sample]:
     asked = [(rollout.prompt, answer_text(rollout, lm, stop)) for rollout in rollouts]
     return [
-        Sample(prompt.domain, prompt.prompt_id, text, prompt.reference, score, rollout.finish_reason)
+        Sample(
+            prompt.domain,
+            prompt.prompt_id,
+            lm.tokenizer.decode(rollout.prompt_ids),
+            text,
+            prompt.reference,
+            score,
+            rollout.finish_reason,
+        )
         for rollout, (prompt, text), score in zip(rollouts, asked, check_all(asked), strict=True)
     ]
 

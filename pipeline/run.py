@@ -28,6 +28,7 @@ from pipeline.ranks import world_of
 from pipeline.recipe import DistillRecipe
 from pipeline.recipe_checks import model_keys
 from pipeline.recipe_file import LoadedRecipe, prepared_name
+from pipeline.report.page import write_report
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.student import export
 from pipeline.trainer import advance, peak_bytes, restore_state, train
@@ -92,6 +93,7 @@ def _finish(job: Job) -> None:
         _train_and_judge(job, parts)
     if job.world.is_main:
         write_status(job.folder, "finished")
+        write_report(job.folder)
     job.world.wait()
 
 

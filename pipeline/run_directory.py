@@ -16,10 +16,12 @@ prepared/          the runs this one needed first; compare/ those it is compared
 initial/           a new student before training
 evaluations/       each model's scores and answers; evaluation.json: all of them, side by side
 model/ adapter/    the result, as transformers and peft read it
+report.html        all of it as one page
 
 Texts of prompts, answers and references stand in samples.jsonl, in evaluations/*.samples.jsonl, in journal/ (as token
 ids) and, where a teacher's words quote them, in journal.sqlite; words of the code in a tokenizer that was learned from
-it. Nowhere else. The directory of a run on private data is closed to other users.
+it; in report.html unless the run is private. Nowhere else. The directory of a run on private data is closed to other
+users.
 """
 
 from __future__ import annotations

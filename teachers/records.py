@@ -42,6 +42,13 @@ class Records:
                 "SELECT teacher, state, reason, COUNT(*) FROM attempts GROUP BY 1, 2, 3 ORDER BY 1, 2, 4 DESC, 3"
             ).fetchall()
 
+    def attempts(self) -> Iterator[dict[str, Any]]:
+        """Every attempt in order: its key, teacher, step, state, reason, dollars (as text) and seconds; no answers."""
+        columns = ("key", "teacher", "step", "state", "reason", "dollars", "seconds")
+        with explained(self._path):
+            for row in self._connection.execute(f"SELECT {', '.join(columns)} FROM attempts ORDER BY id"):
+                yield dict(zip(columns, row, strict=True))
+
     def questions(self, teachers: Collection[str]) -> int:
         """About how many completions at least one of these teachers was asked; each counts once."""
         places = ", ".join("?" * len(teachers))
