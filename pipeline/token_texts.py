@@ -27,7 +27,7 @@ def token_texts(ids: Sequence[int], decode: Decode) -> list[str]:
     whole_characters = 0  # the last token so far that ends with one, counted from 1
     for count in range(1, len(ids) + 1):
         text = decode(ids[start:count])
-        common = _common(text, whole[base : base + len(text)])
+        common = _common(text, whole, base)
         ends.append(max(base + common, ends[-1] if ends else 0))
         if common < len(text):
             continue
@@ -47,6 +47,8 @@ def entry_text(token: int, decode: Decode) -> str:
     return decode((token, token))[len(decode((token,))) :]
 
 
-def _common(one: str, other: str) -> int:
-    """The length of the common beginning."""
-    return sum(1 for _ in takewhile(bool, map(eq, one, other)))
+def _common(text: str, whole: str, base: int) -> int:
+    """How far `text` is what stands in `whole` from `base` on."""
+    if whole.startswith(text, base):
+        return len(text)
+    return sum(1 for _ in takewhile(bool, map(eq, text, whole[base : base + len(text)])))
