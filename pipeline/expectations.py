@@ -16,14 +16,30 @@ from pipeline.types import Advantage, Expected, Shown, Target, TargetOutput, Tra
 from teachers.types import TopK
 
 SHOWN_K = 5  # entries that people are shown of what somebody expected
+_STRETCH = 64  # neighbours in the vocabulary that are compared by their best
 
 
 def expected(logprobs: Tensor, labels: Tensor, rows: Tensor | None) -> Expected | None:
     """By log-probabilities (B, V), at these m rows of the block. labels (B,)."""
     if rows is None:
         return None
-    best = logprobs[rows].topk(min(SHOWN_K, logprobs.shape[-1]))
-    return Expected(logprobs[rows, labels[rows]], best.indices, best.values)
+    ids = best_entries(logprobs[rows], min(SHOWN_K, logprobs.shape[-1]))
+    return Expected(logprobs[rows, labels[rows]], ids, logprobs[rows[:, None], ids])
+
+
+def best_entries(values: Tensor, k: int) -> Tensor:
+    """(m, k) of values (m, V), the best first: `topk`, which is slow over a vocabulary, among the stretches that have
+    the best maxima and what is left over behind the last. What is outside of these k has k others above it."""
+    size = values.shape[-1]
+    stretches = size // _STRETCH
+    if stretches <= k:
+        return values.topk(k).indices
+    maxima = values[:, : stretches * _STRETCH].unflatten(-1, (stretches, _STRETCH)).amax(-1)
+    within = torch.arange(_STRETCH, device=values.device)
+    inside = (maxima.topk(k, sorted=False).indices[:, :, None] * _STRETCH + within).flatten(1)
+    behind = torch.arange(stretches * _STRETCH, size, device=values.device).expand(len(values), -1)
+    candidates = torch.cat([inside, behind], 1)
+    return candidates.gather(1, values.gather(1, candidates).topk(k).indices)
 
 
 def listed(signal: TopK, rows: Tensor, shown: Tensor | None) -> Expected | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.expectations import SHOWN_K
+from pipeline.expectations import SHOWN_K, best_entries
 from pipeline.fused import fused_loss
 from pipeline.types import Expected, Shown, StepOutput, Target, TrainingBatch
 from teachers.types import FullVocab, Head, HeadWeights, TopK
@@ -195,6 +195,24 @@ def test_chunked_is_whole(chunk_bytes: int) -> None:
         torch.testing.assert_close(other.logprobs, one.logprobs, equal_nan=True)
         torch.testing.assert_close(other.label_logprobs, one.label_logprobs, equal_nan=True)
         assert torch.equal(other.ids, one.ids)
+
+
+# ---- the best of many ----
+
+
+@pytest.mark.parametrize("size", [5, 6, 63, 64, 320, 321, 383, 384, 385, 1_000, 5_003])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_the_best_entries_are_those_of_a_sort(size: int, rounded: bool) -> None:
+    """Wherever they stand, behind the last whole stretch too; of equal ones any."""
+    values = draw(40, size, seed=size, scale=3.0)
+    values = values.round() if rounded else values
+    values[0, -5:], values[1, :5], values[2, 3:] = 50.0, 50.0, -torch.inf
+    ids = best_entries(values, SHOWN_K)
+    assert all(len(set(row)) == SHOWN_K for row in ids.tolist())
+    wanted = values.sort(-1, descending=True)
+    assert torch.equal(values.gather(1, ids), wanted.values[:, :SHOWN_K])
+    if not rounded:
+        assert torch.equal(ids[3:], wanted.indices[3:, :SHOWN_K])
 
 
 # ---- edges ----
