@@ -24,7 +24,7 @@ from pipeline.asking import Asked, Asking, rows_of
 from pipeline.judgments import Baselines
 from pipeline.metrics import Sums, collect
 from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser, presumed
-from pipeline.types import Rollout, StepOutput, TrainingBatch
+from pipeline.types import Rollout, Shown, StepOutput, TrainingBatch
 from teachers.exchange import Settled
 from teachers.plan import may_be_asked, may_teach
 from teachers.types import SignalKind
@@ -41,6 +41,7 @@ class Early:
     parts: this process's rollouts, each part one forward, or several where one process has them all; in all processes
     there are equally many. seed: of dropout. norm: of a step in which all rollouts are taught. asked: what came of each
     part, with those of its rows that have still to train. counted: those that have. seconds: that the forwards took.
+    kept: the rollout that people are shown, and seen what came of it, once its row has trained.
     """
 
     loop: Loop
@@ -48,9 +49,11 @@ class Early:
     seed: int
     norm: Normaliser
     baselines: Baselines
+    kept: Rollout | None = None
     asked: list[Asked] = field(default_factory=list)
     counted: list[Normaliser] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)
+    seen: Shown | None = None
     seconds: float = 0.0
 
     @property
@@ -63,7 +66,7 @@ class Early:
 
     def begin(self) -> None:
         """From nothing, also where a step is asked about again: what is added must not hang on how often it was."""
-        self.asked, self.counted, self.sums = [], [], Sums()
+        self.asked, self.counted, self.sums, self.seen = [], [], Sums(), None
         self.loop.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(self.seed)
 
@@ -75,15 +78,16 @@ class Early:
         rows = [row for row in found.rows if not row.rewrite]
         start = time.perf_counter()
         for group in group_rows(rows, loop.training.tokens_per_forward) or [[]]:
-            batch = build_batch(group, self.norm, temperature=loop.temperature, device=loop.accelerator.device)
-            accumulate(loop, batch, self.sums, last=False)
+            device = loop.accelerator.device
+            batch = build_batch(group, self.norm, temperature=loop.temperature, device=device, shown=self.kept)
+            self.seen = accumulate(loop, batch, self.sums, last=False) or self.seen
         self.seconds += time.perf_counter() - start
         self.counted.append(normaliser(rows, loop.average))
         self.asked.append(replace(found, rows=tuple(row for row in found.rows if row.rewrite)))
 
 
-def early_of(loop: Loop, flight: Flight, baselines: Baselines) -> Early:
-    """What of a step trains early, nothing of it yet done."""
+def early_of(loop: Loop, flight: Flight, baselines: Baselines, kept: Rollout | None = None) -> Early:
+    """What of a step trains early, nothing of it yet done. kept: one of its rollouts, which people are shown."""
     parts: list[Sequence[Rollout]] = []
     if loop.asking is not None and loop.asking.pool.remote:
         graded = loop.world.size == 1 and loop.asking.judged.grades.baseline == "group"
@@ -91,7 +95,7 @@ def early_of(loop: Loop, flight: Flight, baselines: Baselines) -> Early:
         most = max(loop.world.gather(len(parts)))
         parts += [()] * (most - len(parts))
     seed = (loop.seed * 1_000_003 + flight.step) * 1_009 + loop.world.rank
-    return Early(loop, parts, seed, presumed(flight.rollouts, loop.average), baselines)
+    return Early(loop, parts, seed, presumed(flight.rollouts, loop.average), baselines, kept)
 
 
 def early_parts(
@@ -133,8 +137,9 @@ def _whole_prompts(rollouts: Sequence[Rollout], tokens_per_forward: int) -> list
     return parts
 
 
-def accumulate(loop: Loop, batch: TrainingBatch, sums: Sums, *, last: bool) -> None:
-    """One forward and backward; the gradients of all processes are summed up after the last."""
+def accumulate(loop: Loop, batch: TrainingBatch, sums: Sums, *, last: bool) -> Shown | None:
+    """One forward and backward; the gradients of all processes are summed up after the last. Returns what people are
+    shown of it."""
     loop.model.train()
     with nullcontext() if last else loop.accelerator.no_sync(loop.model):
         output: StepOutput = loop.model(batch)
@@ -142,3 +147,4 @@ def accumulate(loop: Loop, batch: TrainingBatch, sums: Sums, *, last: bool) -> N
         loop.accelerator.backward(output.loss * loop.world.size)
     loop.model.eval()
     collect(sums, batch, output)
+    return output.shown

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.expectations import View, expected
 from pipeline.head_groups import Group, groups_of, heads_of, loaded_heads
 from pipeline.logit_block import (
     Gradient,
@@ -58,7 +59,8 @@ def fused_loss(
     is not finite makes the loss NaN. Differentiable once; backward may run once.
     Reported with each target: its divergence before weights (policy_gradient: log p_student - log p_teacher of the
     label, an estimate of the reverse KL; grade: the importance ratio), the overlap of the most probable entries at
-    every 16th position, and the mass on the teacher's kept entries.
+    every 16th position, and the mass on the teacher's kept entries. At batch.shown also what each expected there, by
+    its distribution or as its TopK signal says; that changes nothing else by a bit.
     """
     assert head.vocab_map is None, "the student's logits are its own vocabulary: its head has no vocab_map"
     assert hidden.shape[0] == batch.labels.shape[0], "one hidden state per scored token"
@@ -70,7 +72,8 @@ def fused_loss(
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         student = _Student.of(hidden, head, weights, dtype, batch.temperature, wanted)
         record = _Record.of(hidden, batch, student.accurate)
-        run = _Pass(student, record, batch, Space(hidden.device), chunk_bytes)
+        view = View.of(batch, head.size, student.accurate)
+        run = _Pass(student, record, view, batch, Space(hidden.device), chunk_bytes)
         with loaded_heads(hidden.device) as load:
             for group in groups_of(batch, hidden.device):
                 _run_group(run, group, load(heads_of(batch, group)))
@@ -78,7 +81,8 @@ def fused_loss(
         total = record.loss.sum() + nll
     if wanted:
         total = _Attached.apply(total, student.gradients(weights), *inputs)  # type: ignore[no-untyped-call]
-    return StepOutput(total, nll, record.entropy, record.label_logprobs, record.outputs(batch))
+    outputs = record.outputs(batch)
+    return StepOutput(total, nll, record.entropy, record.label_logprobs, outputs, view.result(outputs))
 
 
 def _check(target: Target) -> None:
@@ -242,6 +246,7 @@ class _Pass:
 
     student: _Student
     record: _Record
+    view: View
     batch: TrainingBatch
     space: Space
     chunk_bytes: int
@@ -312,13 +317,16 @@ def _run_block(
     run: _Pass, raw: Tensor, positions: Tensor, covering: Sequence[_Covering], supervised: bool, part: slice
 ) -> None:
     """Measures some rows of a chunk and replaces their raw logits by d loss / d raw, but for scale and temperature."""
-    own, record, batch, space = run.student, run.record, run.batch, run.space
+    own, record, view, batch, space = run.student, run.record, run.view, run.batch, run.space
     raw, positions = raw[part], positions[part]
     finished = finish_logits(raw, own.head, own.bias, own.temperature, space, "lp", own.accurate)
     compared = (positions % OVERLAP_STRIDE == 0).nonzero().squeeze(-1)
-    block = student_block(finished, batch.labels[positions], batch.sampling_logprobs[positions], compared, space)
+    shown = view.rows(positions)
+    block = student_block(finished, batch.labels[positions], batch.sampling_logprobs[positions], compared, shown, space)
     record.entropy[positions] = block.entropy
     record.label_logprobs[positions] = block.label_logprobs
+    if shown is not None:
+        view.write(None, expected(block.lp, block.labels, shown), positions[shown], None)
     gradient = Gradient(block, space, own.differentiated)
     for covered in covering:
         measured = _run_target(run, block, covered, gradient, part)
@@ -327,6 +335,8 @@ def _run_block(
         record.divergence[covered.index][rows] = measured.divergence.where(covered.finite[part], torch.nan)
         record.overlap[covered.index][rows] = measured.overlap.where(covered.finite[part], torch.nan)
         record.mass[covered.index][rows] = measured.mass
+        if shown is not None:
+            view.write(covered.index, measured.expected, positions[shown], covered.finite[part][shown])
     if supervised:
         weights = batch.nll_weights[positions]
         term = nll_term(block.label_logprobs, block.labels)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.expectations import expected, listed
 from pipeline.objectives import (
     Sparse,
     bounded,
@@ -25,7 +26,7 @@ from pipeline.objectives import (
     probabilities_,
     top_k_term,
 )
-from pipeline.types import Advantage, Target
+from pipeline.types import Advantage, Expected, Target
 from teachers.types import Head, TopK
 
 OVERLAP_K = 16  # the overlap is the share of the student's 16 most probable entries among the teacher's 16
@@ -89,6 +90,7 @@ class StudentBlock:
     """lp, p (B, V); labels, label_logprobs, entropy, sampling_logprobs (B,).
 
     compared: which of the block's rows have their overlap measured. top (its length, OVERLAP_K): their best entries.
+    shown (M,): which of them people are shown, None where none is; M stands for their number in what follows.
     """
 
     lp: Tensor
@@ -100,10 +102,16 @@ class StudentBlock:
     entropy: Tensor
     compared: Tensor
     top: Tensor
+    shown: Tensor | None
 
 
 def student_block(
-    finished: Finished, labels: Tensor, sampling_logprobs: Tensor, compared: Tensor, space: Space
+    finished: Finished,
+    labels: Tensor,
+    sampling_logprobs: Tensor,
+    compared: Tensor,
+    shown: Tensor | None,
+    space: Space,
 ) -> StudentBlock:
     """Overwrites the logits with log-probabilities."""
     lp = finished.logits
@@ -119,6 +127,7 @@ def student_block(
         torch.mul(p, lp, out=spare).sum(-1).neg_(),
         compared,
         _top(lp[compared]),
+        shown,
     )
 
 
@@ -148,12 +157,13 @@ def _top_of(student: StudentBlock, k: int) -> Tensor:
 
 
 class Measured(NamedTuple):
-    """All (B,). loss: weighted; the rest as in `TargetOutput`."""
+    """All (B,). loss: weighted; the rest as in `TargetOutput`. expected: at the rows that are shown."""
 
     loss: Tensor
     divergence: Tensor
     overlap: Tensor
     mass: Tensor
+    expected: Expected | None
 
 
 def weighted(weights: Tensor, values: Tensor) -> Tensor:
@@ -214,11 +224,12 @@ def dense_target(
     q, spare = (space.take(name, lq.shape, lq.dtype) for name in ("q", "spare"))
     probabilities_(lq, q)
     overlap = _overlap(student, _top(lq[student.compared]))
+    shown = expected(lq, student.labels, student.shown)
     if is_dense(divergence):
         value, mean = dense_(divergence, student.lp, student.p, lq, q, spare)
         pulls, counted = bounded(divergence, weights, value)
         gradient.add_dense(pulls, lq, mean)
-        return Measured(weighted(weights, counted), value, overlap, torch.full_like(value, torch.nan))
+        return Measured(weighted(weights, counted), value, overlap, torch.full_like(value, torch.nan), shown)
     if divergence.kind == "policy_gradient":
         label_lq = lq.gather(1, student.labels[:, None]).squeeze(1)
         term = policy_gradient_term(
@@ -227,7 +238,7 @@ def dense_target(
     else:
         kept_lq, ids = lq.topk(min(divergence.k, lq.shape[-1]))
         term = _top_k(student, target, ids, kept_lq, log_of_the_rest(q, ids))
-    return _sparse(weights, term, overlap, gradient)
+    return _sparse(weights, term, overlap, shown, gradient)
 
 
 def sparse_target(
@@ -245,7 +256,7 @@ def sparse_target(
         )
     else:
         term = _top_k(student, target, ids, logprobs, signal.log_tail[rows].to(dtype))
-    return _sparse(weights, term, overlap, gradient)
+    return _sparse(weights, term, overlap, listed(signal, rows, student.shown), gradient)
 
 
 def graded_target(
@@ -256,7 +267,7 @@ def graded_target(
     term = grade_term(
         target.divergence, student.label_logprobs, advantage, student.sampling_logprobs, student.labels
     )  # fmt: skip
-    return _sparse(weights, term, torch.full_like(advantage, torch.nan), gradient)
+    return _sparse(weights, term, torch.full_like(advantage, torch.nan), None, gradient)
 
 
 def _top_k(student: StudentBlock, target: Target, ids: Tensor, lq: Tensor, log_tail: Tensor) -> Sparse:
@@ -264,6 +275,6 @@ def _top_k(student: StudentBlock, target: Target, ids: Tensor, lq: Tensor, log_t
     return top_k_term(target.divergence, student.lp.gather(1, ids), student_tail, ids, lq, log_tail)
 
 
-def _sparse(weights: Tensor, term: Sparse, overlap: Tensor, gradient: Gradient) -> Measured:
+def _sparse(weights: Tensor, term: Sparse, overlap: Tensor, shown: Expected | None, gradient: Gradient) -> Measured:
     gradient.add_sparse(weights, term)
-    return Measured(weighted(weights, term.value), term.shown, overlap, term.mass)
+    return Measured(weighted(weights, term.value), term.shown, overlap, term.mass, shown)

@@ -134,16 +134,21 @@ def describe_judged(parts: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return line
 
 
-def describe_rollouts(rollouts: Sequence[Rollout], scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Tokens, lengths, truncation, and the checker's mean score per domain, over all of a step's rollouts."""
+def describe_rollouts(rollouts: Sequence[Rollout], scores: Sequence[float | None]) -> dict[str, Any]:
+    """Tokens, lengths, truncation, and the checker's mean score per domain, over all of a step's rollouts. scores: of
+    each, None where it was not judged."""
     lengths = [len(rollout.completion_ids) for rollout in rollouts]
+    by_domain: dict[str, list[float]] = defaultdict(list)
+    for rollout, score in zip(rollouts, scores, strict=True):
+        if score is not None:
+            by_domain[rollout.prompt.domain].append(score)
     return {
         "rows": len(rollouts),
         "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in rollouts),
         "tokens": sum(sum(rollout.trainable) for rollout in rollouts),
         "length": {"mean": fmean(lengths), "max": max(lengths)},
         "truncated": fmean(rollout.finish_reason == "length" for rollout in rollouts),
-        "score": {domain: fmean(values) for domain, values in sorted(scores.items())},
+        "score": {domain: fmean(values) for domain, values in sorted(by_domain.items())},
     }
 
 

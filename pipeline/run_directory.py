@@ -6,7 +6,7 @@ tutelage.json      whether it learns from private data, and its teachers' terms;
 data.json          the fingerprint of its prompts
 metrics.jsonl      a line per step, the same whenever it is run
 timings.jsonl      seconds and memory per step
-samples.jsonl      a rollout per step, the domains taking turns
+samples.jsonl      a rollout per step, the domains taking turns; of about 500 what was expected at each token
 provenance.jsonl   who gave what for each trained sample
 journal.sqlite     every question to remote teachers, and their answers
 ledger.json        what those came to

@@ -150,8 +150,13 @@ def group_rows(rows: Sequence[Row], tokens_per_forward: int) -> list[list[Row]]:
     ]
 
 
-def build_batch(rows: Sequence[Row], norm: Normaliser, *, temperature: float, device: torch.device) -> TrainingBatch:
-    """Lays `rows` end to end. Without rows the batch is empty, and its loss zero but attached to the graph."""
+def build_batch(
+    rows: Sequence[Row], norm: Normaliser, *, temperature: float, device: torch.device, shown: Rollout | None = None
+) -> TrainingBatch:
+    """Lays `rows` end to end. Without rows the batch is empty, and its loss zero but attached to the graph.
+
+    shown: a rollout whose tokens people are shown, if its row is among these.
+    """
     domains = tuple(sorted({row.rollout.prompt.domain for row in rows}))
     parts = tuple(sorted({row.part for row in rows}))
     layout = _lay_out(rows, domains, parts)
@@ -165,8 +170,19 @@ def build_batch(rows: Sequence[Row], norm: Normaliser, *, temperature: float, de
         parts=parts,
         targets=_targets(rows, weights),
         temperature=temperature,
+        shown=_shown(rows, shown),
     )
     return to_device(batch, device)
+
+
+def _shown(rows: Sequence[Row], rollout: Rollout | None) -> Tensor | None:
+    """The places of the row of this very rollout; what a teacher made of it is another one with the same id."""
+    first = 0
+    for row in rows:
+        if row.rollout is rollout:
+            return torch.arange(first, first + row.scored)
+        first += row.scored
+    return None
 
 
 def _lay_out(rows: Sequence[Row], domains: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, Tensor]:
@@ -274,7 +290,7 @@ def to_device(batch: TrainingBatch, device: torch.device) -> TrainingBatch:
         replace(t, positions=t.positions.to(device), weights=t.weights.to(device), signal=_signal_to(t.signal, device))
         for t in batch.targets
     )
-    return replace(batch, **moved, targets=targets)
+    return replace(batch, **moved, targets=targets, shown=None if batch.shown is None else batch.shown.to(device))
 
 
 def _signal_to(signal: TargetSignal, device: torch.device) -> TargetSignal:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,10 +40,13 @@ from pipeline.metrics import (
 )
 from pipeline.mixing import MixState, draw, observe
 from pipeline.optim import learning_rate, set_learning_rate
+from pipeline.samples import Kept, keep, line_of, view_of
 from pipeline.student import Student, load_trainable_state, trainable_state
 from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser
-from pipeline.types import Prompt, Rollout, TrainingBatch
+from pipeline.types import Prompt, Rollout, Shown, TrainingBatch
 from pipeline.writers import REFERENCE, reference_rollout
+from teachers.exchange import Settled
+from teachers.plan import Result
 
 
 @dataclass
@@ -90,9 +94,10 @@ def advance(loop: Loop, state: State, flights: Flights) -> State:
     with clock.phase("rollout"):
         state = take_off(loop, state, flights)
     flight = flights.pop(step)
-    early = early_of(loop, flight, state.baselines)
+    kept = keep(flight.rollouts, step, loop.training.steps)
+    early = early_of(loop, flight, state.baselines, kept.shown)
     with clock.phase("teachers"):
-        asked, waited = _asked(loop, flight, early)
+        asked, said, waited = _asked(loop, flight, early)
         rows = [*asked.rows, *_references(loop, flight.mine)]
     clock.seconds |= {"waiting": waited, "early": early.seconds}
     clock.seconds["teachers"] -= early.seconds
@@ -103,13 +108,14 @@ def advance(loop: Loop, state: State, flights: Flights) -> State:
         )
     with clock.phase("update"):
         rate = learning_rate(state.step, loop.training, _spent(loop, state))
-        sums, grad_norm = update(loop, rows, step, rate, early)
+        sums, grad_norm, seen = update(loop, rows, step, rate, early)
         loop.averages.update()
     clock.seconds["update"] += early.seconds
+    scores = score_rollouts(loop, flight.rollouts)
     line = {
         "step": step,
         **describe(sums),
-        **describe_rollouts(flight.rollouts, score_rollouts(loop, flight.rollouts)),
+        **describe_rollouts(flight.rollouts, scores),
         **describe_judged(loop.world.gather(asked.judged)),
         **describe_coverage(loop.world.gather(asked.covered)),
         "failures": failures,
@@ -121,8 +127,9 @@ def advance(loop: Loop, state: State, flights: Flights) -> State:
     mix = observe(state.mix, _by_source(flight.prompts, by_domain)) if by_domain else state.mix
     reached = State(step, mix, state.tokens + line["tokens"], asked.baselines, state.ahead[1:])
     given = [entry for part in loop.world.gather(asked.given) for entry in part]
+    sample = sample_of(loop, kept, seen, scores[kept.place], asked, said)
     if loop.world.is_main:
-        record(loop, line, clock, flight.rollouts, _expected_steps(loop, reached))
+        record(loop, line, clock, sample, _expected_steps(loop, reached))
         if given:
             append_line(loop.folder / "provenance.jsonl", {"step": step, "samples": given})
     return reached
@@ -150,17 +157,17 @@ def take_off(loop: Loop, state: State, flights: Flights) -> State:
     return state
 
 
-def _asked(loop: Loop, flight: Flight, early: Early) -> tuple[Asked, float]:
-    """What the teachers made of this process's rollouts, with the rows that have still to train, and the seconds of
-    waiting for them."""
+def _asked(loop: Loop, flight: Flight, early: Early) -> tuple[Asked, dict[str, Settled], float]:
+    """What the teachers made of this process's rollouts, with the rows that have still to train; what they said, by
+    rollout id; and the seconds of waiting for them."""
     if loop.asking is None:
         early.begin()
-        return Asked(tuple(Row(rollout, supervised=1.0) for rollout in flight.mine)), 0.0
+        return Asked(tuple(Row(rollout, supervised=1.0) for rollout in flight.mine)), {}, 0.0
     settled, waited = settle(loop, flight, early)
     late = [rollout for rollout in flight.mine if rollout.rollout_id not in early.ids]
     of_late = {rollout.rollout_id: settled[rollout.rollout_id] for rollout in late}
     rest = rows_of(loop.asking, late, of_late, early.baselines, loop.world.gather)
-    return joined([*early.asked, rest], flight.mine), waited
+    return joined([*early.asked, rest], flight.mine), settled, waited
 
 
 def draw_prompts(loop: Loop, mix: MixState) -> tuple[tuple[Prompt, ...], MixState]:
@@ -169,9 +176,17 @@ def draw_prompts(loop: Loop, mix: MixState) -> tuple[tuple[Prompt, ...], MixStat
     return draw(mix, loop.prompts, weights, mixing=loop.data.mixing, count=count, seed=loop.seed)
 
 
-def update(loop: Loop, rows: Sequence[Row], step: int, rate: float, early: Early) -> tuple[Sums, float]:
-    """Forwards, backwards, clipping, one optimizer step at `rate`. Returns the sums of all processes and the gradient's
-    norm before clipping. Raises RunError, before any weight has changed, where a number is not finite.
+class Updated(NamedTuple):
+    """sums: of all processes. grad_norm: before clipping. seen: of the kept rollout, where this process trained it."""
+
+    sums: Sums
+    grad_norm: float
+    seen: Shown | None
+
+
+def update(loop: Loop, rows: Sequence[Row], step: int, rate: float, early: Early) -> Updated:
+    """Forwards, backwards, clipping, one optimizer step at `rate`. Raises RunError, before any weight has changed,
+    where a number is not finite.
 
     early: the gradient so far, its weights too small by one factor where some of its rollouts, or of those in `rows`,
     were answered by nobody. The rest gets weights that are too small by the same, and then all is made larger.
@@ -179,10 +194,10 @@ def update(loop: Loop, rows: Sequence[Row], step: int, rate: float, early: Early
     own = Normaliser.merge([*early.counted, normaliser(rows, loop.average)])
     norm = Normaliser.merge(loop.world.gather(own))
     factor = early.norm.over(norm) if early.parts else Fraction(1)
-    batches = cut_into_batches(loop, rows, norm.divided_by(factor))
-    sums = early.sums
+    batches = cut_into_batches(loop, rows, norm.divided_by(factor), early.kept)
+    sums, seen = early.sums, early.seen
     for index, batch in enumerate(batches):
-        accumulate(loop, batch, sums, last=index == len(batches) - 1)
+        seen = accumulate(loop, batch, sums, last=index == len(batches) - 1) or seen
     if factor != 1:
         enlarge(loop.student, sums, float(factor))
     grad_norm = float(loop.accelerator.clip_grad_norm_(loop.student.parameters(), loop.training.clip_norm))
@@ -194,16 +209,18 @@ def update(loop: Loop, rows: Sequence[Row], step: int, rate: float, early: Early
         )
     set_learning_rate(loop.optimizer, rate)
     loop.optimizer.step()
-    return whole, grad_norm
+    return Updated(whole, grad_norm, seen)
 
 
-def cut_into_batches(loop: Loop, rows: Sequence[Row], norm: Normaliser) -> list[TrainingBatch]:
+def cut_into_batches(
+    loop: Loop, rows: Sequence[Row], norm: Normaliser, kept: Rollout | None = None
+) -> list[TrainingBatch]:
     """This process's forwards: as many as the process with the most has, the missing ones empty."""
     groups = group_rows(rows, loop.training.tokens_per_forward)
     most = max(1, *loop.world.gather(len(groups)))
     groups += [[] for _ in range(most - len(groups))]
     device = loop.accelerator.device
-    return [build_batch(group, norm, temperature=loop.temperature, device=device) for group in groups]
+    return [build_batch(group, norm, temperature=loop.temperature, device=device, shown=kept) for group in groups]
 
 
 def enlarge(student: Student, sums: Sums, factor: float) -> None:
@@ -244,44 +261,51 @@ def restore_state(loop: Loop, value: checkpoints.Checkpoint) -> State:
     return State(value.step, MixState.from_json(saved["mix"]), saved["tokens"], baselines, ahead)
 
 
-def score_rollouts(loop: Loop, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-    """The checkers' scores of what the student or a teacher wrote, by domain."""
-    scores: dict[str, list[float]] = {}
-    written = [rollout for rollout in rollouts if rollout.writer != REFERENCE and rollout.prompt.checker]
-    asked = [(rollout.prompt, answer_text(rollout, loop.student.lm, loop.stop)) for rollout in written]
-    for (prompt, _), score in zip(asked, check_all(asked), strict=True):
-        if score is not None:
-            scores.setdefault(prompt.domain, []).append(score)
-    return scores
+def score_rollouts(loop: Loop, rollouts: Sequence[Rollout]) -> list[float | None]:
+    """The checkers' scores of what the student or a teacher wrote; None where nobody judges it."""
+    judged = [rollout.writer != REFERENCE and rollout.prompt.checker is not None for rollout in rollouts]
+    asked = [
+        (rollout.prompt, answer_text(rollout, loop.student.lm, loop.stop))
+        for rollout, wanted in zip(rollouts, judged, strict=True)
+        if wanted
+    ]
+    found = iter(check_all(asked))
+    return [next(found) if wanted else None for wanted in judged]
 
 
-def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence[Rollout], steps: int) -> None:
-    """The step, of `steps` in all, in metrics and timings, and one of its rollouts in samples, the domains in turn."""
+def sample_of(
+    loop: Loop, kept: Kept, seen: Shown | None, score: float | None, asked: Asked, said: Mapping[str, Settled]
+) -> dict[str, Any]:
+    """The line about the rollout that people are shown, without its step. What only one process knows comes from it."""
+    rollout = kept.rollout
+    decode = partial(loop.student.lm.tokenizer.decode, clean_up_tokenization_spaces=False)
+    line = line_of(rollout, decode)
+    if not kept.viewed:
+        return line
+    view = None
+    if kept.place % loop.world.size == loop.world.rank:
+        results: Mapping[str, Result] = said[rollout.rollout_id].results if said else {}
+        rewritten = {
+            row.rollout.writer: answer_text(row.rollout, loop.student.lm, loop.stop)
+            for row in asked.rows
+            if row.rewrite and row.rollout.rollout_id == rollout.rollout_id
+        }
+        view = view_of(rollout, seen, decode, score=score, said=results, rewritten=rewritten)
+    return line | next(known for known in loop.world.gather(view) if known is not None)
+
+
+def record(loop: Loop, line: Mapping[str, Any], clock: Clock, sample: Mapping[str, Any], steps: int) -> None:
+    """The step, of `steps` in all, in metrics and timings, and one of its rollouts in samples."""
     step = line["step"]
     timings = {"step": step, "processes": loop.world.size, "seconds": clock.seconds, "peak_bytes": peak_bytes()}
     if line["failures"]:
         loop.display.warn(f"step {step}: teachers failed: {line['failures']}")
     append_line(loop.folder / "metrics.jsonl", line)
     append_line(loop.folder / "timings.jsonl", timings)
-    append_line(loop.folder / "samples.jsonl", {"step": step, **_shown(loop, rollouts, step)})
+    append_line(loop.folder / "samples.jsonl", {"step": step, **sample})
     asking = asking_now(loop)
     waited = {"waited": clock.seconds["waiting"]} if asking else {}
     loop.display.step(step, steps, _numbers_that_matter(line) | asking | waited)
-
-
-def _shown(loop: Loop, rollouts: Sequence[Rollout], step: int) -> dict[str, Any]:
-    domains = sorted({rollout.prompt.domain for rollout in rollouts})
-    rollout = next(rollout for rollout in rollouts if rollout.prompt.domain == domains[step % len(domains)])
-    decode = loop.student.lm.tokenizer.decode
-    return {
-        "domain": rollout.prompt.domain,
-        "prompt": decode(rollout.prompt_ids),
-        "completion": decode(rollout.completion_ids),
-        "reference": rollout.prompt.reference,
-        "finish_reason": rollout.finish_reason,
-        "writer": rollout.writer,
-        "sampling_logprobs": rollout.sampling_logprobs,
-    }
 
 
 def peak_bytes() -> int:

@@ -1,11 +1,13 @@
 """The values that flow through a step: Prompt -> Rollout -> TrainingBatch -> StepOutput.
 
-Legend: T completion tokens of a row, S all tokens of a packed batch, B rows, N scored tokens, n a subset of N,
-V vocabulary, D hidden size. Tensors appear in annotations only, so this module imports without torch.
+Legend: T completion tokens of a row, S all tokens of a packed batch, B rows, N scored tokens, n a subset of N, M those
+that are shown to people, V vocabulary, D hidden size. Tensors appear in annotations only, so this module imports
+without torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -161,6 +163,8 @@ class TrainingBatch:
     nll_weights (N,) fp32: normalised weight of -log p(label), for supervised rows; zero elsewhere.
     group (N,) int64: index into `domains`, for metrics. part (N,) int64: index into `parts`, which say whose text a
         token is: the student's, a reference, a teacher's sample, a teacher's rewrite.
+    shown (M,) int64, ascending, or None: the scored tokens of the answer that is kept for people to read. What was
+        expected there is measured too; the loss is the same with and without.
     """
 
     input_ids: Tensor
@@ -176,6 +180,33 @@ class TrainingBatch:
     parts: tuple[str, ...]
     targets: tuple[Target, ...]
     temperature: float = 1.0
+    shown: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What somebody expected at M tokens, at the recipe's temperature; NaN where nothing is known.
+
+    label_logprobs (M,): log p of the token that stands there. ids (M, K) int64, logprobs (M, K): the most probable
+    entries, the best first: K of them at most `expectations.SHOWN_K`, fewer where a teacher gives fewer.
+    """
+
+    label_logprobs: Tensor
+    ids: Tensor
+    logprobs: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What a batch's M shown tokens came to. All detached.
+
+    teachers: by name, those that gave something there; an advantage expects no token. divergences (M,): each teacher's,
+    as in `TargetOutput`, NaN where it gave nothing.
+    """
+
+    student: Expected
+    teachers: Mapping[str, Expected]
+    divergences: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,10 +228,12 @@ class TargetOutput:
 @dataclass(frozen=True, eq=False)
 class StepOutput:
     """`Student.forward`: loss, a scalar attached to the graph (zero, and attached, for an empty batch); the rest
-    detached. entropy, label_logprobs (N,) fp32 of the student. nll: the supervised part of the loss, a scalar."""
+    detached. entropy, label_logprobs (N,) fp32 of the student. nll: the supervised part of the loss, a scalar. shown:
+    None where the batch shows nothing."""
 
     loss: Tensor
     nll: Tensor
     entropy: Tensor
     label_logprobs: Tensor
     targets: tuple[TargetOutput, ...]
+    shown: Shown | None = None

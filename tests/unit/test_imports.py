@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("pipeline", "teachers")
 
 FOUNDATION = ("types", "errors", "config")  # of teachers: each may import those before it
-LOSSES = {"pipeline.objectives", "pipeline.fused", "pipeline.head_groups", "pipeline.logit_block"}
+LOSSES = {
+    *("pipeline.objectives", "pipeline.fused", "pipeline.head_groups", "pipeline.logit_block"),
+    "pipeline.expectations",
+}
 RUNNING = {"pipeline.run", "pipeline.job", "pipeline.assess"}  # the halves of a run around the loop
 WIDE = {*RUNNING, "pipeline.loop", "pipeline.trainer", "teachers.pool"}
 MOST_IMPORTS = 8  # modules of this project, types and errors aside, that any other module may import

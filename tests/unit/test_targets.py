@@ -331,3 +331,38 @@ def test_each_part_is_reported_on_its_own() -> None:
     logits = matrices[0][batch.input_ids][batch.predictors] @ matrices[1].T
     expected = torch.nn.functional.cross_entropy(logits, batch.labels).item()
     assert lines[0]["nll_per_token"]["rewrite/other"] == pytest.approx(expected)
+
+
+# ---- what is shown ----
+
+
+def test_the_tokens_of_the_rollout_that_people_are_shown() -> None:
+    """Of this very one: a reference, and what a teacher made of it, have its id."""
+    rows = [make_row("x", 3, 4), make_row("y", 1, 3), make_row("z", 2, 2)]
+    kept = rows[1].rollout
+    twin = replace(kept)
+    rows += [Row(twin, supervised=0.5), Row(replace(kept, writer="critic"), supervised=0.5, rewrite=True)]
+    norm = normaliser(rows, "trajectory")
+
+    def shown(rows: Sequence[Row], rollout: Rollout | None) -> list[int] | None:
+        batch = build_batch(rows, norm, temperature=1.0, device=CPU, shown=rollout)
+        if batch.shown is not None:
+            assert batch.labels[batch.shown].tolist() == [200, 201, 9]
+        return None if batch.shown is None else batch.shown.tolist()
+
+    assert shown(rows, kept) == [4, 5, 6]
+    assert shown(rows[::-1], kept) == [8, 9, 10]
+    assert shown(rows[:1], kept) is None
+    assert shown(rows, None) is None
+    assert shown([], kept) is None
+
+
+def test_what_is_shown_leaves_out_what_is_not_trained() -> None:
+    row = make_row("x", 2, 4)
+    masked = Segment("assistant", "think", (200, 201), trainable=False)
+    rest = Segment("assistant", "answer", (202, 9), trainable=True)
+    rollout = replace(row.rollout, segments=(masked, rest))
+    rows = [row, Row(rollout, row.scores)]
+    batch = build_batch(rows, normaliser(rows, "trajectory"), temperature=1.0, device=CPU, shown=rollout)
+    assert batch.shown is not None
+    assert batch.labels[batch.shown].tolist() == [202, 9]
