@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.recipe import CodebaseSource, Comparison, DistillRecipe, SftRecipe
-from pipeline.student import merged
+from pipeline.export.weights import merged
 from pipeline.types import Prompt
 from teachers.causal_lm import CausalLM
 from teachers.pool import Pool

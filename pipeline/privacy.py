@@ -238,17 +238,20 @@ def _far(name: str, config: ProvidedBase, guard: Guard) -> Iterator[str]:
 # ---- the mark ----
 
 
-def mark(recipe: RecipeBase, folder: Path, prepared: Mapping[str, Path] | None = None) -> None:
+def mark(
+    recipe: RecipeBase, folder: Path, prepared: Mapping[str, Path] | None = None, *, run: Path | None = None
+) -> None:
     """Writes what a model was trained on beside its weights, so that whoever loads it can know.
 
-    folder: the model's. prepared: the runs whose results it was made with, by name. What was private once stays so.
+    folder: the model's. prepared: the runs whose results it was made with, by name. run: its own, where the folder is
+    elsewhere. What was private once stays so.
     """
     known = {name: is_marked(run) for name, run in (prepared or {}).items()}
     sources, models = private_sources(recipe), private_models(recipe, known)
     write_json(
         folder / MARK,
         {
-            "private": bool(sources or models) or is_marked(folder),
+            "private": bool(sources or models) or is_marked(folder) or (run is not None and is_marked(run)),
             "private_sources": sources,
             "private_models": models,
             "teachers": {
