@@ -15,7 +15,7 @@ try:
     from contextlib import contextmanager
     from importlib.metadata import version
     from pathlib import Path
-    from typing import TYPE_CHECKING, Annotated
+    from typing import TYPE_CHECKING, Annotated, Literal
 
     import typer
 
@@ -28,6 +28,7 @@ except KeyboardInterrupt:  # these take a tenth of a second, in which one sees t
 if TYPE_CHECKING:
     from pipeline.display import Display
     from pipeline.recipe_file import LoadedRecipe
+    from pipeline.recorded import RecordedRun
 
 # Two threads that wait for each other by spinning take each other's core where anything else runs: measured on two
 # cores with one other busy process, 0.31 s a step instead of 0.49, and the same where nothing else runs.
@@ -39,6 +40,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as recipes/quickstart.yaml.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, such as runs/quickstart.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Overrides by dotted key: training.steps=10 output=runs/try"),
@@ -154,6 +156,34 @@ def journal_command(
         show_journal(run, export=export, prune=prune, display=display)
 
 
+@app.command("export")
+def export_command(
+    run: RunPath,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FOLDER", help="Default: export/KIND in the run's directory.")
+    ] = None,
+    kind: Annotated[
+        Literal["model", "adapter"], typer.Option("--kind", help="The whole model, or a LoRA student's adapter.")
+    ] = "model",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--dtype", help="Default: the student's; of an adapter float32."),
+    ] = None,
+    shard: Annotated[str, typer.Option("--shard", metavar="SIZE", help="The largest file of a model.")] = "5GB",
+    step: Annotated[int | None, typer.Option("--step", min=1, help="As it was then. Default: the last kept.")] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="And send it to the hub, with its card.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private/--public", help="Who may read a repository made there.")] = True,
+) -> None:
+    """Write a run's student as others load it, with a model card; and push it."""
+    with _one_line_errors(""), _display() as display:
+        recorded = _recorded(run)
+        from pipeline.export.command import Wanted, export
+
+        export(recorded, Wanted(kind, dtype, shard, step, to, push, private), display)
+
+
 def main() -> None:
     """The console script's entry point."""
     try:
@@ -173,6 +203,16 @@ def _load(recipe: Path, overrides: Sequence[str], *, offline: bool = False) -> L
     loaded = load_recipe(recipe, overrides)
     set_environment(loaded.recipe.threads, offline=offline)
     return loaded
+
+
+def _recorded(folder: Path) -> RecordedRun:
+    """A run that is there, with the process set up as the run's was."""
+    from pipeline.recorded import read_run, seal_like
+
+    run = read_run(folder)
+    set_environment(run.recipe.threads, offline=False)
+    seal_like(run)
+    return run
 
 
 def _seal(loaded: LoadedRecipe) -> None:

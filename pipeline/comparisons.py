@@ -14,8 +14,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.recipe import CodebaseSource, Comparison, DistillRecipe, SftRecipe
 from pipeline.export.weights import merged
+from pipeline.recipe import CodebaseSource, Comparison, DistillRecipe, SftRecipe
 from pipeline.types import Prompt
 from teachers.causal_lm import CausalLM
 from teachers.pool import Pool

@@ -43,8 +43,8 @@ def moment_of(run: RecordedRun, step: int | None) -> Moment:
         return Moment(run.recipe.training.steps, None)
     every = run.recipe.training.checkpoint_every
     raise RunError(
-        f"{run.folder}: no checkpoint yet, the first comes after step {every} (training.checkpoint_every); wait for it, "
-        "or go on with `tutelage run … --resume`"
+        f"{run.folder}: no checkpoint yet, the first comes after step {every} (training.checkpoint_every); wait for "
+        "it, or go on with `tutelage run … --resume`"
     )
 
 

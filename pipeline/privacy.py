@@ -3,7 +3,8 @@
 A run is private where a source is, and where it begins from a model that was trained on private data: what such a
 model writes may hold what it has read. Its questions go nowhere but to this machine and what the recipe allows. For
 private prompts the same is held again when a request is sent (`teachers/client.py`); here it is said early, and all
-at once. Whatever else would send something away one day, a tracker or a push to a hub, has to ask `origins` first.
+at once. A push to a hub asks `push_problem`; whatever else would send something away one day, a tracker, has to ask
+`origins` first.
 """
 
 from __future__ import annotations
@@ -233,6 +234,25 @@ def _far(name: str, config: ProvidedBase, guard: Guard) -> Iterator[str]:
                 f"{host} passes its questions on, by provider.region: {region}; set teachers.{name}.provider.region="
                 f"local if it does not, or allow it by privacy.allowed=[{host}]"
             )
+
+
+def push_problem(recipe: RecipeBase, run: Path, endpoint: str, *, public: bool) -> str | None:
+    """Why a run's model may not go to a hub at this address, and what to do; None where it may.
+
+    What a private run has learned is as private as what it was taught with: it goes where its prompts may go, and
+    there to its owner alone.
+    """
+    if (run / MARK).exists() and not is_marked(run):
+        return None
+    host = host_of(endpoint) or endpoint
+    if not guard_of(recipe).may_receive_private(endpoint):
+        return (
+            f"the run is private and {host} is not this machine; if its model may go there, add {host} to "
+            f"privacy.allowed in {run / 'recipe.yaml'}"
+        )
+    if public and not is_loopback(host):
+        return "the run is private, and everybody would read it; push it with --private to a repository of your own"
+    return None
 
 
 # ---- the mark ----

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.checkpoint import whole_folder
 from pipeline.errors import RunError
-from pipeline.export.weights import Form, kinds_of, write_weights
-from pipeline.privacy import MARK, mark
+from pipeline.export.form import Form
+from pipeline.export.weights import kinds_of, write_weights
+from pipeline.privacy import MARK, is_marked, mark
 from pipeline.recipe import RecipeBase
 from pipeline.student import Student
 
@@ -23,6 +25,8 @@ def write_folder(
     with whole_folder(folder) as whole:
         write_weights(student, whole, form, recipe.rollout.stop_token_ids)
         mark(recipe, whole, prepared, run=run)
+        if is_marked(whole):
+            whole.chmod(0o700)  # as the run's own directory
 
 
 def write_result(student: Student, recipe: RecipeBase, run: Path, prepared: Mapping[str, Path]) -> None:
@@ -42,6 +46,12 @@ def require_place(folder: Path, run: Path) -> None:
         raise RunError(f"{folder}: it is a part of the run itself; name another folder with --to")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise RunError(f"{folder}: something else than a folder is there; name another one with --to")
-    if folder.is_dir() and any(folder.iterdir()):
-        if (folder / "run.json").exists() or not (folder / MARK).exists():
-            raise RunError(f"{folder}: it is there already, and not an export; name another folder with --to")
+    exported = (folder / MARK).exists() and not (folder / "run.json").exists()
+    if folder.is_dir() and any(folder.iterdir()) and not exported:
+        raise RunError(f"{folder}: it is there already, and not an export; name another folder with --to")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: it cannot be made ({error.strerror}); name another folder with --to") from error
+    if not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise RunError(f"{folder.parent}: it may not be written to; name another folder with --to")

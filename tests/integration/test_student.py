@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline import recipe
 from pipeline.checkpoint import whole_folder
 from pipeline.errors import ModelError, RunError
-from pipeline.export.weights import Form, kinds_of, merged, write_weights
+from pipeline.export.form import Form
+from pipeline.export.weights import kinds_of, merged, write_weights
 from pipeline.student import (
     Student,
     frozen_initial,
