@@ -184,6 +184,28 @@ def export_command(
         export(recorded, Wanted(kind, dtype, shard, step, to, push, private), display)
 
 
+@app.command("chat")
+def chat_command(
+    run: RunPath,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="NAME", help="base, or a teacher of the run; may be repeated."),
+    ] = None,
+    once: Annotated[str | None, typer.Option("--once", metavar="PROMPT", help="Answer this and leave.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Of an answer. Default: the recipe's.")
+    ] = None,
+    step: Annotated[int | None, typer.Option("--step", min=1, help="As it was then. Default: the last kept.")] = None,
+) -> None:
+    """Try a run's student in the terminal, against its base and its teachers."""
+    with _one_line_errors(""):
+        recorded = _recorded(run)
+        from pipeline.chat.command import Wanted, chat
+
+        chat(recorded, Wanted(tuple(against or ()), once, temperature, max_new_tokens, step))
+
+
 def main() -> None:
     """The console script's entry point."""
     try:

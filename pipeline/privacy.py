@@ -210,7 +210,7 @@ def _leaks(recipe: RecipeBase, private: Sequence[str], where: Where) -> Iterator
                 "privacy.mode=sealed"
             )
         if isinstance(config, ProvidedBase):
-            yield from (f"{here}: {why} and {leak}" for leak in _far(name, config, guard))
+            yield from (f"{here}: {why} and {leak}" for leak in far(name, config, guard))
 
 
 def _runs_unprotected(config: TeacherConfig) -> bool:
@@ -220,8 +220,8 @@ def _runs_unprotected(config: TeacherConfig) -> bool:
     return isinstance(config.check, PythonTests | Command)
 
 
-def _far(name: str, config: ProvidedBase, guard: Guard) -> Iterator[str]:
-    """What is wrong with this teacher's addresses, and what to do."""
+def far(name: str, config: ProvidedBase, guard: Guard) -> Iterator[str]:
+    """Why nothing private may be sent to this teacher, by its addresses, and what to do."""
     region = config.provider.region
     for url in addresses(config):
         host = host_of(url) or url

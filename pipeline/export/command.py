@@ -41,7 +41,8 @@ def export(run: RecordedRun, wanted: Wanted, display: Display) -> Path:
     moment = moment_of(run, wanted.step)
     if wanted.kind == "adapter" and moment.checkpoint is None:
         raise RunError(
-            f"{run.folder}: no checkpoint is left to take an adapter from; its end wrote one to {run.folder / 'adapter'}"
+            f"{run.folder}: no checkpoint is left to take an adapter from; the run's end wrote one to "
+            f"{run.folder / 'adapter'}"
         )
     folder = wanted.to or run.folder / EXPORTS / wanted.kind
     require_place(folder, run.folder)
