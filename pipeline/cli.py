@@ -28,7 +28,6 @@ except KeyboardInterrupt:  # these take a tenth of a second, in which one sees t
 if TYPE_CHECKING:
     from pipeline.display import Display
     from pipeline.recipe_file import LoadedRecipe
-    from pipeline.recorded import RecordedRun
 
 # Two threads that wait for each other by spinning take each other's core where anything else runs: measured on two
 # cores with one other busy process, 0.31 s a step instead of 0.49, and the same where nothing else runs.
@@ -178,10 +177,11 @@ def export_command(
 ) -> None:
     """Write a run's student as others load it, with a model card; and push it."""
     with _one_line_errors(""), _display() as display:
-        recorded = _recorded(run)
-        from pipeline.export.command import Wanted, export
+        from pipeline.afterwards import export
 
-        export(recorded, Wanted(kind, dtype, shard, step, to, push, private), display)
+        export(
+            run, _set_up, display, kind=kind, dtype=dtype, shard=shard, step=step, to=to, push=push, private=private
+        )  # fmt: skip
 
 
 @app.command("chat")
@@ -200,10 +200,12 @@ def chat_command(
 ) -> None:
     """Try a run's student in the terminal, against its base and its teachers."""
     with _one_line_errors(""):
-        recorded = _recorded(run)
-        from pipeline.chat.command import Wanted, chat
+        from pipeline.afterwards import chat
 
-        chat(recorded, Wanted(tuple(against or ()), once, temperature, max_new_tokens, step))
+        names = tuple(against or ())
+        chat(
+            run, _set_up, against=names, once=once, temperature=temperature, max_new_tokens=max_new_tokens, step=step
+        )  # fmt: skip
 
 
 def main() -> None:
@@ -225,16 +227,6 @@ def _load(recipe: Path, overrides: Sequence[str], *, offline: bool = False) -> L
     loaded = load_recipe(recipe, overrides)
     set_environment(loaded.recipe.threads, offline=offline)
     return loaded
-
-
-def _recorded(folder: Path) -> RecordedRun:
-    """A run that is there, with the process set up as the run's was."""
-    from pipeline.recorded import read_run, seal_like
-
-    run = read_run(folder)
-    set_environment(run.recipe.threads, offline=False)
-    seal_like(run)
-    return run
 
 
 def _seal(loaded: LoadedRecipe) -> None:
@@ -267,6 +259,10 @@ def set_environment(threads: int, *, offline: bool) -> None:
         quiet |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+
+
+def _set_up(threads: int) -> None:
+    set_environment(threads, offline=False)
 
 
 def _rank() -> int:

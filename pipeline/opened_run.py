@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 
 from pipeline.checkpoint import list_checkpoints, load_weights
 from pipeline.errors import RunError
 from pipeline.recipe import FullTuning, NewModel
 from pipeline.recorded import RecordedRun
 from pipeline.student import Student, load_student, load_trainable_state
+from teachers.causal_lm import CausalLM, load_causal_lm
+from teachers.scoring import Running
+from teachers.switching import adapters_disabled
 
 CHUNK_BYTES = 64 << 20  # of a loss, which nobody computes here
 
@@ -80,6 +86,24 @@ def open_student(run: RecordedRun, moment: Moment, device: torch.device) -> Stud
     )
     load_trainable_state(student, weights)
     return student
+
+
+def open_base(run: RecordedRun, student: Student) -> tuple[CausalLM, Running]:
+    """What the student was before training, and what is entered around it: a LoRA student with its adapter off, else
+    the model that it was, loaded beside it. Raises TeacherError for a model that cannot be loaded."""
+    model = student.lm.model
+    if isinstance(model, PeftModel):
+        return student.lm, partial(adapters_disabled, model)
+    config = run.recipe.student
+    lm = load_causal_lm(
+        base_path(run),
+        name="the base",
+        dtype=config.dtype,
+        revision=config.revision,
+        device=student.device,
+        chat_template=student.lm.tokenizer.chat_template,
+    )
+    return lm, nullcontext
 
 
 def device_here() -> torch.device:

@@ -236,21 +236,19 @@ def far(name: str, config: ProvidedBase, guard: Guard) -> Iterator[str]:
             )
 
 
-def push_problem(recipe: RecipeBase, run: Path, endpoint: str, *, public: bool) -> str | None:
-    """Why a run's model may not go to a hub at this address, and what to do; None where it may.
+def push_problem(recipe: RecipeBase, endpoint: str, *, public: bool) -> str | None:
+    """Why a private run's model may not go to a hub at this address, and what to do; None where it may.
 
-    What a private run has learned is as private as what it was taught with: it goes where its prompts may go, and
-    there to its owner alone.
+    What it has learned is as private as what it was taught with: it goes where its prompts may go, and there to its
+    owner alone.
     """
-    if (run / MARK).exists() and not is_marked(run):
-        return None
     host = host_of(endpoint) or endpoint
     if not guard_of(recipe).may_receive_private(endpoint):
         return (
-            f"the run is private and {host} is not this machine; if its model may go there, add {host} to "
-            f"privacy.allowed in {run / 'recipe.yaml'}"
+            f"the run is private and {host} is not this machine; if its model may go there, set "
+            f"privacy.allowed=[{host}] in the run's recipe.yaml"
         )
-    if public and not is_loopback(host):
+    if public:
         return "the run is private, and everybody would read it; push it with --private to a repository of your own"
     return None
 

@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import RecipeError, RunError
 from pipeline.files import read_json
+from pipeline.privacy import MARK, is_marked
 from pipeline.recipe import DistillRecipe, SftRecipe
 from pipeline.recipe_checks import model_keys, prepared_name, section_of
 from pipeline.recipe_file import validated
@@ -27,12 +28,14 @@ from pipeline.sealed import allowed_addresses, seal
 @dataclass(frozen=True)
 class RecordedRun:
     """status: starting, running or finished. prepared: name -> the run whose result `prepared:NAME` is, of those that
-    the recipe uses and that are still there."""
+    the recipe uses and that are still there. private: whether it learned from private data; one that does not say
+    counts as one that did."""
 
     folder: Path
     recipe: SftRecipe | DistillRecipe
     status: str
     prepared: Mapping[str, Path]
+    private: bool
 
     @property
     def name(self) -> str:
@@ -72,7 +75,8 @@ def read_run(folder: Path) -> RecordedRun:
             f"{folder / 'recipe.yaml'}: {error.problems[0]}; it was written by another version, or changed since"
         ) from error
     places = {name: place for name in sorted(wanted) if (place := _prepared_run(folder, data, name)) is not None}
-    return RecordedRun(folder, recipe, status, places)
+    private = is_marked(folder) or not (folder / MARK).exists()
+    return RecordedRun(folder, recipe, status, places, private)
 
 
 def seal_like(run: RecordedRun) -> None:

@@ -12,9 +12,12 @@ from typing import Any
 
 import httpx2
 
+from teachers.catalog import lookup
 from teachers.chat_reply import usage_of
-from teachers.client import failure_of, guarded_http_client, openai_client
-from teachers.guard import Guard
+from teachers.client import failure_of, guarded_http_client, openai_client, read_key
+from teachers.config import ChatTeacher, ServedTeacher
+from teachers.errors import TeacherError
+from teachers.guard import Guard, host_of, is_loopback
 from teachers.types import Chat, Conversation, RawText, TeacherFailure, Usage
 
 OVERHEAD = 256  # tokens that a server's template adds to a conversation, at most
@@ -34,6 +37,22 @@ class Line:
     guard: Guard
     private: bool
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def here(self) -> bool:
+        """Whether it is this machine."""
+        return is_loopback(host_of(self.url))
+
+
+def line_of(name: str, config: ServedTeacher | ChatTeacher, guard: Guard, *, private: bool) -> Line:
+    """As a recipe says, else the catalog. Raises TeacherError: no address, a key that is not set."""
+    known = lookup(config.model, config.url)
+    url = config.url[0] if isinstance(config, ServedTeacher) else config.url or (known.url if known else None)
+    if url is None:
+        raise TeacherError(f"teachers.{name}.model: {config.model!r} is not in the catalog; name its server's url")
+    key = read_key(name, config.key or (known.key if known else None))
+    options = config.options if isinstance(config, ChatTeacher) else {}
+    return Line(name, known.model if known else config.model, url, key, guard, private, options)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Who answers in a chat: the student, its base, teachers in this process, teachers on servers."""
+"""Who answers in a chat, and one who does so in this process."""
 
 from __future__ import annotations
 
@@ -15,12 +15,8 @@ from pipeline.rollout.protocol import SamplingSettings
 from pipeline.rollout.streaming import write_answer
 from teachers.causal_lm import CausalLM, render
 from teachers.errors import TeacherError
-from teachers.prices import Tariff, money
 from teachers.scoring import Running
-from teachers.talking import Line, most, talk
-from teachers.types import Chat, Conversation, Message, RawText, TeacherFailure
-
-SECONDS = 300.0  # that a server may take for one answer
+from teachers.types import Chat, Conversation
 
 
 @dataclass(frozen=True)
@@ -104,68 +100,9 @@ class LocalSpeaker:
             written = write_answer(
                 self.lm, self.engine, ids, fitting, seed=self.seed, step=turn, name=self.name, on_text=watch
             )
-        return watch.said(_until(written.text, settings.stop), len(written.token_ids), written.finish_reason)
+        return watch.said(until(written.text, settings.stop), len(written.token_ids), written.finish_reason)
 
 
-@dataclass(frozen=True, eq=False)
-class RemoteSpeaker:
-    """A teacher on a server. tariff: None where its price is not known. here: whether it is this machine's."""
-
-    line: Line
-    tariff: Tariff | None
-    here: bool
-    writes_raw: bool
-    system: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.line.name
-
-    @property
-    def note(self) -> str:
-        where = f"{self.name}: each prompt goes to {self.line.model} at {self.line.url}"
-        if self.tariff is not None:
-            rates = self.tariff.rates
-            return f"{where}; {money(rates.input)} a million tokens in, {money(rates.output)} out"
-        if self.here:
-            return f"{where}; on this machine, nothing is charged that is known"
-        return f"{where}; what that costs is not known: set teachers.{self.name}.price"
-
-    def answer(
-        self, conversation: Conversation, settings: SamplingSettings, turn: int, say: Callable[[str], None]
-    ) -> Said:
-        watch = Watch(say)
-        asked = self._asked(conversation)
-        result = talk(
-            self.line,
-            asked,
-            tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            seconds=SECONDS,
-            say=watch,
-        )
-        if isinstance(result, TeacherFailure):
-            raise TeacherError(f"{self.name}: {result.reason}: {result.detail}{self._perhaps(asked, settings)}")
-        dollars = None if self.tariff is None else self.tariff.cost(result.usage)
-        return watch.said(_until(result.text, settings.stop), result.usage.output, result.finish_reason, dollars)
-
-    def _asked(self, conversation: Conversation) -> Conversation:
-        if isinstance(conversation, RawText):
-            return conversation if self.writes_raw else Chat((Message("user", conversation.text),))
-        if self.system is None:
-            return conversation
-        turns, told = conversation.messages, self.system
-        if turns[0].role == "system":
-            told, turns = f"{told}\n\n{turns[0].content}", turns[1:]
-        return replace(conversation, messages=(Message("system", told), *turns))
-
-    def _perhaps(self, conversation: Conversation, settings: SamplingSettings) -> str:
-        if self.tariff is None:
-            return ""
-        dearest = self.tariff.most(most(conversation, settings.max_new_tokens))
-        return f" (perhaps charged, {money(dearest)} at most)"
-
-
-def _until(text: str, stops: tuple[str, ...]) -> str:
+def until(text: str, stops: tuple[str, ...]) -> str:
     """Without whatever begins with a stop string."""
     return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]

@@ -13,7 +13,6 @@ from pipeline.export.form import SHARD, Dtype, Form, Kind, shard_size
 from pipeline.export.origin import origin_of
 from pipeline.export.push import open_target, upload
 from pipeline.opened_run import device_here, moment_of, open_student
-from pipeline.privacy import is_marked
 from pipeline.recorded import RecordedRun
 
 
@@ -30,7 +29,7 @@ class Wanted:
     private: bool = True
 
 
-def export(run: RecordedRun, wanted: Wanted, display: Display) -> Path:
+def export_run(run: RecordedRun, wanted: Wanted, display: Display) -> Path:
     """Writes the folder, pushes it if asked, and returns it. Raises TutelageError for what a user can mend.
 
     All that can be known to be wrong is found before the model is loaded.
@@ -56,7 +55,7 @@ def export(run: RecordedRun, wanted: Wanted, display: Display) -> Path:
     student = open_student(run, moment, device_here())
     display.phase(f"writing {folder}")
     write_folder(student, folder, form, run.recipe, run.folder, run.prepared)
-    ask = not is_marked(run.folder)  # a private run asks nobody anything
+    ask = not run.private  # a private run asks nobody anything
     write_card(run, moment.step, folder, wanted.kind, name=wanted.push or HERE, ask=ask)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     display.note(f"the {wanted.kind} of step {moment.step} is in {folder}, {size / 1e6:,.1f} MB, its card in README.md")

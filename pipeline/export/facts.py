@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.codebase.tasks import TASKS
 from pipeline.export.origin import Licence, Origin, hub_name, origin_of
 from pipeline.files import read_json, read_lines
-from pipeline.privacy import MARK, is_marked, provider_of
+from pipeline.privacy import provider_of
 from pipeline.recipe import CodebaseSource, DatasetSource, DistillRecipe, Source, TaskSource
 from pipeline.recipe_checks import prepared_name
 from pipeline.recorded import RecordedRun
@@ -129,7 +129,7 @@ def facts_of(run: RecordedRun, step: int, licence: Licence | None) -> Facts:
         dtype=recipe.student.dtype,
         step=step,
         steps=recipe.training.steps,
-        private=is_marked(run.folder) or not (run.folder / MARK).exists(),
+        private=run.private,
         domains=tuple(_domains(run, step)),
         teachers=tuple(_teacher(run, name, config, ledger) for name, config in recipe.teachers.items()),
         data=tuple(_data(name, source) for name, source in recipe.data.sources.items()),

@@ -47,7 +47,8 @@ def open_target(run: RecordedRun, name: str, *, private: bool) -> Target:
     if not NAME.fullmatch(name) or ".." in name or "--" in name:
         raise RunError(f"--push {name}: write OWNER/NAME, your account on the hub and the model's name")
     endpoint = constants.ENDPOINT
-    if problem := push_problem(run.recipe, run.folder, endpoint, public=not private):
+    problem = push_problem(run.recipe, endpoint, public=not private) if run.private else None
+    if problem:
         raise RunError(f"--push {name}: {problem}")
     if constants.HF_HUB_OFFLINE:
         raise RunError(f"--push {name}: HF_HUB_OFFLINE is set; unset it to push")
@@ -57,9 +58,9 @@ def open_target(run: RecordedRun, name: str, *, private: bool) -> Target:
     api = HfApi(endpoint=endpoint, token=token)
     with _told(name, endpoint):
         api.create_repo(name, private=private, exist_ok=True)
-        readable = push_problem(run.recipe, run.folder, endpoint, public=not api.repo_info(name).private)
-    if readable:
-        raise RunError(f"--push {name}: this repository is public already: {readable}")
+        public = not api.repo_info(name).private
+    if run.private and (problem := push_problem(run.recipe, endpoint, public=public)):
+        raise RunError(f"--push {name}: this repository is public already: {problem}")
     return Target(name, api)
 
 
