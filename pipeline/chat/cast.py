@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
-from pipeline.chat.names import BASE, IN_PROCESS, STUDENT
+from pipeline.chat.names import BASE, IN_PROCESS, SERVED, STUDENT
 from pipeline.chat.remote import remote_speaker
 from pipeline.chat.speakers import LocalSpeaker, Speaker
 from pipeline.opened_run import open_base
