@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import RunError
 from pipeline.recipe import NewModel
-from pipeline.recipe_checks import prepared_name
+from pipeline.recipe_checks import prepared_name, section_of
 from pipeline.recorded import RecordedRun, read_run
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -76,18 +80,21 @@ def licence_of(origin: Origin, *, ask: bool) -> Licence | None:
         data = HfApi().model_info(origin.hub, revision=origin.revision, timeout=_SECONDS).card_data
     except (HfHubHTTPError, OSError, ValueError, RuntimeError):
         return None
-    return _licence(data)
+    return _licence({} if data is None else vars(data))
 
 
 def _said_in(card: Path) -> Licence | None:
+    """By its metadata, which may be anybody's: what cannot be read says nothing."""
     try:
-        return _licence(ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data)
-    except (OSError, ValueError, TypeError):
+        text = card.read_text(encoding="utf-8")
+        _, _, rest = text.partition("---\n")
+        return _licence(section_of(YAML(typ="safe").load(rest.partition("\n---")[0])))
+    except (OSError, ValueError, YAMLError):
         return None
 
 
-def _licence(data: object) -> Licence | None:
-    found = getattr(data, "license", None)
+def _licence(data: Mapping[str, Any]) -> Licence | None:
+    found, name, link = (data.get(key) for key in ("license", "license_name", "license_link"))
     if not isinstance(found, str):
         return None
-    return Licence(found, getattr(data, "license_name", None), getattr(data, "license_link", None))
+    return Licence(found, name if isinstance(name, str) else None, link if isinstance(link, str) else None)

@@ -50,6 +50,11 @@ def open_target(run: RecordedRun, name: str, *, private: bool) -> Target:
     problem = push_problem(run.recipe, endpoint, public=not private) if run.private else None
     if problem:
         raise RunError(f"--push {name}: {problem}")
+    if run.recipe.privacy.mode == "sealed":
+        raise RunError(
+            f"--push {name}: the run is sealed (privacy.mode), and there is no network to push over; export it without "
+            "--push, and send the folder yourself"
+        )
     if constants.HF_HUB_OFFLINE:
         raise RunError(f"--push {name}: HF_HUB_OFFLINE is set; unset it to push")
     token = get_token()
