@@ -18,7 +18,7 @@ from teachers.types import FinishReason
 
 @dataclass(frozen=True)
 class Written:
-    """An answer. text: without special tokens."""
+    """An answer. text: without special tokens; what was shown of it, where its bytes are a text."""
 
     token_ids: tuple[int, ...]
     text: str
@@ -75,12 +75,11 @@ def write_answer(
         text: str = lm.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    stopping, readable, said = stopping_of(lm, settings), Readable(decode), []
+    stopping, readable = stopping_of(lm, settings), Readable(decode)
     draws = torch.from_numpy(uniforms(seed, step, name, 0, settings.max_new_tokens))
 
     def show(text: str) -> None:
         if text:
-            said.append(text)
             on_text(text)
 
     with torch.inference_mode(), eval_mode(lm.model):
@@ -95,4 +94,4 @@ def write_answer(
             batch.advance(ids)
     assert finish is not None
     show(readable.rest())
-    return Written(tuple(readable.ids), "".join(said), finish.reason)
+    return Written(tuple(readable.ids), decode(readable.ids), finish.reason)
