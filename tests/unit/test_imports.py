@@ -227,7 +227,10 @@ def imports_without_torch(module: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-@pytest.mark.parametrize("module", ["pipeline.recipe", "pipeline.recipe_file", "pipeline.cli", "teachers.config"])
+@pytest.mark.parametrize(
+    "module",
+    ["pipeline.recipe", "pipeline.recipe_file", "pipeline.cli", "pipeline.afterwards", "teachers.config"],
+)
 def test_imports_without_torch(module: str) -> None:
     result = imports_without_torch(module)
     assert result.returncode == 0, result.stderr

@@ -33,7 +33,9 @@ SET_UP = """\
     pip install -c constraints.txt -e .  &&  tutelage run recipes/quickstart.yaml
     pip install -c constraints.txt -e ".[dev]"  &&  pytest
 """
-HELP = tuple(f"tutelage{command} --help" for command in ("", " run", " check", " ingest", " journal"))
+HELP = tuple(
+    f"tutelage{command} --help" for command in ("", " run", " check", " ingest", " journal", " export", " chat")
+)
 
 
 def fenced(language: str) -> list[str]:
@@ -90,7 +92,15 @@ def test_a_command_parses_and_its_recipe_takes_the_overrides(call: str) -> None:
 
 
 def test_commands_are_found_and_wrong_ones_refused() -> None:
-    assert {call.split()[1] for call in commands()} == {"run", "check", "ingest", "recipes", "journal"}
+    assert {call.split()[1] for call in commands()} == {
+        "run",
+        "check",
+        "ingest",
+        "recipes",
+        "journal",
+        "export",
+        "chat",
+    }
     assert any("threads=1" in call for call in commands())  # the one behind torchrun
     with pytest.raises(Exception, match="No such option"):
         parsed("tutelage run recipes/quickstart.yaml --resumee")
