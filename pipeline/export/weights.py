@@ -62,6 +62,7 @@ def _write_adapter(student: Student, folder: Path, form: Form) -> None:
     dtype = getattr(torch, form.dtype or "float32")
     state = {name: _cast(tensor, dtype, name) for name, tensor in model.state_dict().items() if ".lora_" in name}
     _require_room(folder, state.values())
+    model.peft_config[ADAPTER].revision = student.key.revision  # the base's, which peft fetches it at
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=state)
     for file in (folder / ADAPTER).iterdir():  # peft makes a subfolder for any name but "default"
         file.rename(folder / file.name)
