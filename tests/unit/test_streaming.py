@@ -58,3 +58,13 @@ def test_what_never_becomes_whole_is_shown_at_the_end() -> None:
     readable = Readable(lambda ids: bytes(ids).decode("utf-8", errors="replace"))
     assert [readable.add(byte) for byte in "a六".encode()[:-1]] == ["a", "", ""]
     assert readable.rest() == "\ufffd"
+
+
+def test_a_decoder_that_drops_the_first_space_loses_none_between() -> None:
+    words = [" one", " two", " three"]
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(words[index] for index in ids).removeprefix(" ")
+
+    readable = Readable(decode)
+    assert [readable.add(index) for index in range(3)] == ["one", " two", " three"]
