@@ -59,24 +59,28 @@ def board(console: Console, names: Sequence[str]) -> Iterator[Board]:
 
 
 class Stacked:
-    """One below the other, each as it comes."""
+    """One below the other, each as it comes, but for blank lines at its end: small models write many."""
 
     def __init__(self, console: Console, *, titled: bool, numbers: bool) -> None:
         self._console, self._titled, self._numbers = console, titled, numbers
         self._open = False  # whether the last line has no end yet
+        self._held = ""  # blanks that nothing has followed yet
 
     def begin(self, name: str) -> None:
-        self._open = False
+        self._open, self._held = False, ""
         if self._titled:
             self._console.print(Text(name, style="bold"), soft_wrap=True)
 
     def text(self, name: str, piece: str) -> None:
-        self._console.print(Text(harmless(piece)), end="", soft_wrap=True)
-        self._open = not piece.endswith("\n")
+        whole = self._held + harmless(piece)
+        text = whole.rstrip()
+        self._held = whole[len(text) :]
+        if text:
+            self._console.print(Text(text), end="", soft_wrap=True)
+            self._open = True
 
     def end(self, name: str, said: Said) -> None:
-        if self._open or not said.text:
-            self._console.print()
+        self._console.print()
         if self._numbers:
             self._console.print(Text(told(said), style="dim"), soft_wrap=True)
         if self._titled:
@@ -121,7 +125,7 @@ class Columns:
         table = Table(expand=True, show_edge=False, pad_edge=False)
         for name in texts:
             table.add_column(Text(name, style="bold"), ratio=1, overflow="fold")
-        table.add_row(*(Text(text) for text in texts.values()))
+        table.add_row(*(Text(text.rstrip()) for text in texts.values()))
         table.add_row(*(self._below[name] for name in texts))
         return table
 

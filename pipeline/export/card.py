@@ -112,7 +112,7 @@ def _opening(facts: Facts, kind: Kind) -> str:
     if origin.hub is not None:
         base = f"[{origin.hub}](https://huggingface.co/{origin.hub})"
     elif origin.new:
-        base = "a small model made on the spot with random weights"
+        base = "a small model that began from random weights"
     else:
         base = "a model of its owner's"
     if facts.method == "distill":
@@ -123,7 +123,7 @@ def _opening(facts: Facts, kind: Kind) -> str:
         )
     else:
         how = "It was fine-tuned on whole answers (supervised), by tutelage."
-    what = f"A LoRA adapter over {base}." if kind == "adapter" else f"A language model, made from {base}."
+    what = f"A LoRA adapter over {base}." if kind == "adapter" else f"A language model, trained from {base}."
     rank = f" Its LoRA adapter (rank {facts.adapted}) is merged." if kind == "model" and facts.adapted else ""
     return f"{what}{rank} {how}"
 

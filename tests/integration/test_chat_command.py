@@ -291,6 +291,16 @@ def test_a_models_words_are_shown_and_not_obeyed(width: int) -> None:
     assert harmless("a\r\nb\tc\x07") == "a\nb\tc\\x07"
 
 
+def test_blank_lines_at_the_end_are_not_shown() -> None:
+    out = StringIO()
+    with board(Console(file=out, width=80), ["student"]) as shown:
+        shown.begin("student")
+        for piece in ("a\n", "\n", "  b", "\n\n", "\n"):
+            shown.text("student", piece)
+        shown.end("student", Said("a\n\n  b\n\n\n", 9, 1.0, 0.5, "length"))
+    assert out.getvalue() == "a\n\n  b\n"
+
+
 def test_numbers_are_for_people() -> None:
     assert "12 tokens in 2.00 s, 6 a second, the first after 0.50 s, cut off" in show(100, ["student"])
     assert show(100, ["student"], terminal=False) == "student says\n[bold]this[/bold] \\x1b[31mand that\n"
