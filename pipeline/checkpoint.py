@@ -61,17 +61,29 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 
 def load(path: Path) -> Checkpoint:
     """Reads a checkpoint onto the CPU. Raises RunError where a file of it is missing or damaged."""
-    try:
+    with _readable(path):
         progress = json.loads((path / "progress.json").read_text())
         weights = load_file(path / "weights.safetensors")
         kept = path / "averages.safetensors"
         averages = load_file(kept) if kept.exists() else {}
         optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    return Checkpoint(progress.pop("step"), weights, optimizer, progress, averages)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights alone, without the optimizer, which takes twice their memory. Raises as `load`."""
+    with _readable(path):
+        return load_file(path / "weights.safetensors")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, UnpicklingError, SafetensorError) as error:
         raise RunError(
             f"{path}: this checkpoint cannot be read ({error}); remove the folder to resume from the one before it"
         ) from error
-    return Checkpoint(progress.pop("step"), weights, optimizer, progress, averages)
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

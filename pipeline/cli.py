@@ -15,7 +15,7 @@ try:
     from contextlib import contextmanager
     from importlib.metadata import version
     from pathlib import Path
-    from typing import TYPE_CHECKING, Annotated
+    from typing import TYPE_CHECKING, Annotated, Literal
 
     import typer
 
@@ -39,6 +39,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as recipes/quickstart.yaml.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, such as runs/quickstart.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Overrides by dotted key: training.steps=10 output=runs/try"),
@@ -187,6 +188,59 @@ def compare_command(
         make_comparison(runs, output, display)
 
 
+@app.command("export")
+def export_command(
+    run: RunPath,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FOLDER", help="Default: export/KIND in the run's directory.")
+    ] = None,
+    kind: Annotated[
+        Literal["model", "adapter"], typer.Option("--kind", help="The whole model, or a LoRA student's adapter.")
+    ] = "model",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--dtype", help="Default: the student's; of an adapter float32."),
+    ] = None,
+    shard: Annotated[str, typer.Option("--shard", metavar="SIZE", help="The largest file of a model.")] = "5GB",
+    step: Annotated[int | None, typer.Option("--step", min=1, help="As it was then. Default: the last kept.")] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="And send it to the hub, with its card.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private/--public", help="Who may read a repository made there.")] = True,
+) -> None:
+    """Write a run's student as others load it, with a model card; and push it."""
+    with _one_line_errors(""), _display() as display:
+        from pipeline.afterwards import export
+
+        export(
+            run, _set_up, display, kind=kind, dtype=dtype, shard=shard, step=step, to=to, push=push, private=private
+        )  # fmt: skip
+
+
+@app.command("chat")
+def chat_command(
+    run: RunPath,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="NAME", help="base, or a teacher of the run; may be repeated."),
+    ] = None,
+    once: Annotated[str | None, typer.Option("--once", metavar="PROMPT", help="Answer this and leave.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Of an answer. Default: the recipe's.")
+    ] = None,
+    step: Annotated[int | None, typer.Option("--step", min=1, help="As it was then. Default: the last kept.")] = None,
+) -> None:
+    """Try a run's student in the terminal, against its base and its teachers."""
+    with _one_line_errors(""):
+        from pipeline.afterwards import chat
+
+        names = tuple(against or ())
+        chat(
+            run, _set_up, against=names, once=once, temperature=temperature, max_new_tokens=max_new_tokens, step=step
+        )  # fmt: skip
+
+
 def main() -> None:
     """The console script's entry point."""
     try:
@@ -238,6 +292,10 @@ def set_environment(threads: int, *, offline: bool) -> None:
         quiet |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+
+
+def _set_up(threads: int) -> None:
+    set_environment(threads, offline=False)
 
 
 def _rank() -> int:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.export.weights import merged
 from pipeline.recipe import CodebaseSource, Comparison, DistillRecipe, SftRecipe
-from pipeline.student import merged
 from pipeline.types import Prompt
 from teachers.causal_lm import CausalLM
 from teachers.pool import Pool

@@ -34,7 +34,7 @@ def best_entries(values: Tensor, k: int) -> Tensor:
     stretches = size // _STRETCH
     if stretches <= k:
         return values.topk(k).indices
-    maxima = values[:, : stretches * _STRETCH].unflatten(-1, (stretches, _STRETCH)).amax(-1)
+    maxima = torch.unflatten(values[:, : stretches * _STRETCH], -1, (stretches, _STRETCH)).amax(-1)
     within = torch.arange(_STRETCH, device=values.device)
     inside = (maxima.topk(k, sorted=False).indices[:, :, None] * _STRETCH + within).flatten(1)
     behind = torch.arange(stretches * _STRETCH, size, device=values.device).expand(len(values), -1)

@@ -3,7 +3,8 @@
 A run is private where a source is, and where it begins from a model that was trained on private data: what such a
 model writes may hold what it has read. Its questions go nowhere but to this machine and what the recipe allows. For
 private prompts the same is held again when a request is sent (`teachers/client.py`); here it is said early, and all
-at once. Whatever else would send something away one day, a tracker or a push to a hub, has to ask `origins` first.
+at once. A push to a hub asks `push_problem`; whatever else would send something away one day, a tracker, has to ask
+`origins` first.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ def _leaks(recipe: RecipeBase, private: Sequence[str], where: Where) -> Iterator
                 "privacy.mode=sealed"
             )
         if isinstance(config, ProvidedBase):
-            yield from (f"{here}: {why} and {leak}" for leak in _far(name, config, guard))
+            yield from (f"{here}: {why} and {leak}" for leak in far(name, config, guard))
 
 
 def _runs_unprotected(config: TeacherConfig) -> bool:
@@ -219,8 +220,8 @@ def _runs_unprotected(config: TeacherConfig) -> bool:
     return isinstance(config.check, PythonTests | Command)
 
 
-def _far(name: str, config: ProvidedBase, guard: Guard) -> Iterator[str]:
-    """What is wrong with this teacher's addresses, and what to do."""
+def far(name: str, config: ProvidedBase, guard: Guard) -> Iterator[str]:
+    """Why nothing private may be sent to this teacher, by its addresses, and what to do."""
     region = config.provider.region
     for url in addresses(config):
         host = host_of(url) or url
@@ -235,20 +236,40 @@ def _far(name: str, config: ProvidedBase, guard: Guard) -> Iterator[str]:
             )
 
 
+def push_problem(recipe: RecipeBase, endpoint: str, *, public: bool) -> str | None:
+    """Why a private run's model may not go to a hub at this address, and what to do; None where it may.
+
+    What it has learned is as private as what it was taught with: it goes where its prompts may go, and there to its
+    owner alone.
+    """
+    host = host_of(endpoint) or endpoint
+    if not guard_of(recipe).may_receive_private(endpoint):
+        return (
+            f"the run is private and {host} is not this machine; if its model may go there, set "
+            f"privacy.allowed=[{host}] in the run's recipe.yaml"
+        )
+    if public:
+        return "the run is private, and everybody would read it; push it with --private to a repository of your own"
+    return None
+
+
 # ---- the mark ----
 
 
-def mark(recipe: RecipeBase, folder: Path, prepared: Mapping[str, Path] | None = None) -> None:
+def mark(
+    recipe: RecipeBase, folder: Path, prepared: Mapping[str, Path] | None = None, *, run: Path | None = None
+) -> None:
     """Writes what a model was trained on beside its weights, so that whoever loads it can know.
 
-    folder: the model's. prepared: the runs whose results it was made with, by name. What was private once stays so.
+    folder: the model's. prepared: the runs whose results it was made with, by name. run: its own, where the folder is
+    elsewhere. What was private once stays so.
     """
     known = {name: is_marked(run) for name, run in (prepared or {}).items()}
     sources, models = private_sources(recipe), private_models(recipe, known)
     write_json(
         folder / MARK,
         {
-            "private": bool(sources or models) or is_marked(folder),
+            "private": bool(sources or models) or is_marked(folder) or (run is not None and is_marked(run)),
             "private_sources": sources,
             "private_models": models,
             "teachers": {

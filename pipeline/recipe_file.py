@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -27,7 +27,7 @@ from pipeline.recipe_paths import resolve_paths, shown
 from pipeline.recipe_problems import problems_of
 from pipeline.yaml_lines import Key, read_yaml
 
-__all__ = ["LoadedRecipe", "Position", "changed_keys", "dump_resolved", "load_recipe", "prepared_name"]
+__all__ = ["LoadedRecipe", "Position", "changed_keys", "dump_resolved", "load_recipe", "prepared_name", "validated"]
 
 _ADAPTER: TypeAdapter[SftRecipe | DistillRecipe] = TypeAdapter(Recipe)
 _SHORT_FOR_KIND = (("student", "tune"), ("routing",), ("objective", "divergence"))
@@ -76,6 +76,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         one_line_each = ("\\n".join(problem.splitlines()) for problem in reading.problems)  # a key may hold a newline
         raise RecipeError(list(dict.fromkeys(one_line_each)))
     return reading.loaded
+
+
+def validated(data: Mapping[str, Any], prepared: Collection[str]) -> SftRecipe | DistillRecipe:
+    """A recipe from what `dump_resolved` wrote, by itself. prepared: names of results that it may use.
+
+    Raises RecipeError with one line per mistake.
+    """
+    try:
+        return _ADAPTER.validate_json(json.dumps(data), strict=True, context={"prepared": tuple(prepared)})
+    except ValidationError as error:
+        lines = [_line(".".join(map(str, problem.path)), (), problem.text) for problem in problems_of(error, Recipe)]
+        raise RecipeError(lines or [str(error)]) from error
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -18,19 +18,20 @@ from pipeline import checkpoint as checkpoints
 from pipeline.comparisons import sft_recipes
 from pipeline.display import Display
 from pipeline.errors import RunError
+from pipeline.export.card import describe_result
+from pipeline.export.folders import write_result
 from pipeline.files import read_lines
 from pipeline.job import Job, Parts, build_loop, load_parts, make_accelerator
 from pipeline.loop import Loop, State
 from pipeline.mixing import MixState
 from pipeline.preflight import preflight
-from pipeline.privacy import TERMS, examine_all, mark, mark_run, terms
+from pipeline.privacy import TERMS, examine_all, mark_run, terms
 from pipeline.ranks import world_of
 from pipeline.recipe import DistillRecipe
 from pipeline.recipe_checks import model_keys
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.report.page import write_report
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
-from pipeline.student import export
 from pipeline.trainer import advance, peak_bytes, restore_state, train
 
 
@@ -109,14 +110,12 @@ def _train_and_judge(job: Job, parts: Parts) -> None:
     left = assess.divergence_left(job, parts, loop, state.step) if loop.asking else {}
     if job.world.is_main:
         job.display.phase("exporting the model")
-        export(parts.student, job.folder)
-        for kind in ("model", "adapter"):
-            if (job.folder / kind).is_dir():
-                mark(job.recipe, job.folder / kind, job.prepared)
+        write_result(parts.student, job.recipe, job.folder, job.prepared)
     job.world.wait()
     scores |= _compared(job, parts, state)
     if job.world.is_main:
         assess.conclude(job, scores, left)
+        describe_result(job.folder)
     job.world.wait()
 
 

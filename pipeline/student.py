@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pipeline import recipe
-from pipeline.checkpoint import whole_folder
 from pipeline.errors import ModelError, RunError
 from pipeline.fused import fused_loss
 from pipeline.types import StepOutput, TrainingBatch
@@ -324,50 +322,3 @@ def frozen_initial(student: Student, *, name: str) -> HiddenStateTeacher:
     head = find_head(frozen.model, lm.vocab_size, key=name)
     end = min(lm.end_ids)
     return HiddenStateTeacher(name, frozen, head, Ends(end, end), running=running)
-
-
-def export(student: Student, folder: Path) -> None:
-    """Writes `folder/model`, which plain transformers loads, and for a LoRA student `folder/adapter`, for plain peft.
-
-    Weights, tokenizer, chat template and generation config; each folder appears whole or not at all. The live student
-    stays as it is: merging into it and out again would not give the same bits back.
-    """
-    model: Any = student.lm.model
-    if is_adapted(model):
-        with whole_folder(folder / "adapter") as whole:
-            model.save_pretrained(str(whole), selected_adapters=[ADAPTER], save_embedding_layers=False)
-            for file in (whole / ADAPTER).iterdir():  # peft makes a subfolder for any name but "default"
-                file.rename(whole / file.name)
-            (whole / ADAPTER).rmdir()
-            student.lm.tokenizer.save_pretrained(whole)
-    with whole_folder(folder / "model") as whole:
-        plain = merged(model) if is_adapted(model) else model
-        plain.save_pretrained(whole)
-        student.lm.tokenizer.save_pretrained(whole)
-
-
-@torch.no_grad()
-def merged(model: PeftModel, adapter: str | None = ADAPTER) -> PreTrainedModel:
-    """A plain model with W + scale·B·A in place of each adapted W, added in fp32; all other tensors are shared.
-
-    adapter: by peft's name; None: the base as it is.
-
-    For its weights alone: buffers that are not saved stay without values.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    base = model.get_base_model()
-    state = {
-        name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
-        for name, tensor in base.state_dict().items()
-        if ".lora_" not in name and ".modules_to_save." not in name
-    }
-    for name, module in base.named_modules():
-        if adapter is not None and isinstance(module, BaseTunerLayer) and adapter in module.lora_A:
-            weight = module.get_base_layer().weight
-            state[f"{name}.weight"] = (weight.float() + module.get_delta_weight(adapter).float()).to(weight.dtype)
-    with torch.device("meta"):
-        plain = type(base)(copy.deepcopy(base.config))
-    plain.load_state_dict(state, strict=True, assign=True)
-    plain.generation_config = base.generation_config
-    return plain

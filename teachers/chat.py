@@ -20,12 +20,12 @@ from teachers.catalog import lookup
 from teachers.chat_prompt import Messages, instructions_of, messages_of, reply_schema
 from teachers.chat_reply import Unreadable, read_reply, said_in, usage_of
 from teachers.client import (
-    CONNECT_SECONDS,
     Endpoints,
     PrivateRefusedError,
     Reply,
     failure_of,
     guarded_http_client,
+    openai_client,
     place,
     read_key,
     redact,
@@ -128,8 +128,8 @@ class ChatGrader:
         self.noted: Counter[str] = Counter()
         self._config, self._server, self._instructions = config, server, instructions
         self._secrets = (server.key,) if server.key else ()
-        self._open = _openai_client(server, guarded_http_client(guard, private=False))
-        self._private = _openai_client(server, guarded_http_client(guard, private=True))
+        self._open = openai_client(server.url, server.key, guarded_http_client(guard, private=False))
+        self._private = openai_client(server.url, server.key, guarded_http_client(guard, private=True))
         self._endpoints = Endpoints((server.url,), breaker=config.limits.breaker, rest=config.limits.rest)
 
     def key(self, request: ScoreRequest) -> str:
@@ -311,19 +311,6 @@ def build(name: str, config: ChatTeacher, tools: Tools) -> ChatGrader:
     priced = config.price is not None or known is not None
     server = Server(known.model if known else config.model, url, key, priced)
     return ChatGrader(name, config, server, instructions_of(name, config, tools.folder), tools.guard)
-
-
-def _openai_client(server: Server, http_client: httpx2.AsyncClient) -> AsyncOpenAI:
-    from openai import AsyncOpenAI
-
-    timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
-    client = AsyncOpenAI(
-        api_key=server.key or "none", base_url=server.url, max_retries=0, timeout=timeout, http_client=http_client
-    )
-    # The package adds an organisation, a project and headers from the environment, whoever the server is.
-    client.organization = client.project = client.admin_api_key = None
-    client._custom_headers = {}
-    return client
 
 
 def _identity(name: str, config: ChatTeacher, model: str, instructions: str) -> str:

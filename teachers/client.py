@@ -28,6 +28,8 @@ from teachers.types import TeacherFailure
 if TYPE_CHECKING:
     import ssl
 
+    from openai import AsyncOpenAI
+
     from teachers.guard import Guard
 
 T = TypeVar("T")
@@ -238,6 +240,18 @@ def guarded_http_client(guard: Guard, *, private: bool) -> httpx2.AsyncClient:
         timeout=None,
         headers={"user-agent": "tutelage"},
     )
+
+
+def openai_client(url: str, key: str | None, http_client: httpx2.AsyncClient) -> AsyncOpenAI:
+    """OpenAI's own client, that asks once and sends nothing but what it is told to."""
+    from openai import AsyncOpenAI
+
+    timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
+    client = AsyncOpenAI(api_key=key or "none", base_url=url, max_retries=0, timeout=timeout, http_client=http_client)
+    # The package adds an organisation, a project and headers from the environment, whoever the server is.
+    client.organization = client.project = client.admin_api_key = None
+    client._custom_headers = {}
+    return client
 
 
 @functools.cache

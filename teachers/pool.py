@@ -15,7 +15,7 @@ from teachers.causal_lm import CausalLM, ModelKey
 from teachers.config import TeacherConfig, TransformersTeacher
 from teachers.errors import TeacherError
 from teachers.models import Models, Resolve, where
-from teachers.scoring import TOKENS_PER_FORWARD, HiddenStateTeacher
+from teachers.scoring import TOKENS_PER_FORWARD, HiddenStateTeacher, Running
 from teachers.types import Answer, Finding, LocalTeacher, RemoteTeacher, ScoreRequest, TeacherFailure
 
 if TYPE_CHECKING:
@@ -132,6 +132,14 @@ class Pool:
             raise TeacherError(f"{where(name)}: it has no model in this process that could write answers")
         with teacher.running():
             yield teacher.lm
+
+    def model(self, name: str) -> tuple[CausalLM, Running, str | None]:
+        """A teacher that is a model in this process: the model, what is entered around it, and what it is told. Its
+        tokenizer may be another than the student's."""
+        teacher = self.teachers[name]
+        if not isinstance(teacher, HiddenStateTeacher | crossing.CrossingTeacher):
+            raise TeacherError(f"{where(name)}: it is no model in this process")
+        return teacher.lm, teacher.running, teacher.system
 
     def close(self) -> None:
         if self.courier is not None:

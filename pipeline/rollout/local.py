@@ -107,7 +107,7 @@ class LocalGenerator:
         settings: SamplingSettings,
     ) -> Iterator[list[tuple[_Row, _Draft]]]:
         """Yields rows whenever some are finished, with what they hold."""
-        stopping = _stopping(self.lm, settings)
+        stopping = stopping_of(self.lm, settings)
         drafts = [_Draft() for _ in group]
         writing = list(range(len(group)))  # which draft each row of the batch writes
         prompts = {row.place: row.prompt_ids for row in group}
@@ -172,7 +172,9 @@ def _groups(rows: Sequence[_Row], limit: int, mixed_lengths: bool) -> Iterator[l
             yield members[index * len(members) // count : (index + 1) * len(members) // count]
 
 
-def _stopping(lm: CausalLM, settings: SamplingSettings) -> Stopping:
+def stopping_of(lm: CausalLM, settings: SamplingSettings) -> Stopping:
+    """When a completion of this model ends."""
+
     def decode(token_ids: Sequence[int]) -> str:
         text: str = lm.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text

@@ -19,14 +19,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import recipe
+from pipeline.checkpoint import whole_folder
 from pipeline.errors import ModelError, RunError
+from pipeline.export.form import Form
+from pipeline.export.weights import kinds_of, merged, write_weights
 from pipeline.student import (
     Student,
-    export,
     frozen_initial,
     load_student,
     load_trainable_state,
-    merged,
     packed_hidden,
     padded_hidden,
     trainable_state,
@@ -360,6 +361,12 @@ def test_an_adapters_first_weights_depend_on_the_seed_alone(seed: int, folders: 
     if seed:
         zero = trainable_state(student_of(folders["qwen3"], "lora", stir=False))
         assert any(not torch.equal(zero[name], one[name]) for name in one)
+
+
+def export(student: Student, folder: Path) -> None:
+    for kind in kinds_of(student):
+        with whole_folder(folder / kind) as whole:
+            write_weights(student, whole, Form(kind))
 
 
 def answers(model: torch.nn.Module) -> Tensor:

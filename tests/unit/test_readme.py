@@ -34,7 +34,8 @@ SET_UP = """\
     pip install -c constraints.txt -e ".[dev]"  &&  pytest
 """
 HELP = tuple(
-    f"tutelage{command} --help" for command in ("", " run", " check", " ingest", " journal", " report", " compare")
+    f"tutelage{command} --help"
+    for command in ("", " run", " check", " ingest", " journal", " report", " compare", " export", " chat")
 )
 
 
@@ -93,7 +94,7 @@ def test_a_command_parses_and_its_recipe_takes_the_overrides(call: str) -> None:
 
 def test_commands_are_found_and_wrong_ones_refused() -> None:
     assert {call.split()[1] for call in commands()} == {
-        *("run", "check", "ingest", "recipes", "journal", "report", "compare")
+        *("run", "check", "ingest", "recipes", "journal", "report", "compare", "export", "chat"),
     }
     assert any("threads=1" in call for call in commands())  # the one behind torchrun
     with pytest.raises(Exception, match="No such option"):
