@@ -36,6 +36,7 @@ from pipeline.trainer import advance, peak_bytes, restore_state, train
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
     """Runs a recipe to its end and returns its directory. Raises TutelageError for everything a user can mend."""
     require_lawful(loaded, display)
+    display.title(loaded.output.name)
     return _run(loaded, loaded.output, {}, resume=resume, extend=extend, display=display)
 
 
@@ -66,10 +67,10 @@ def _run(
 def _prepare(loaded: LoadedRecipe, folder: Path, names: Mapping[str, Path], display: Display) -> dict[str, Path]:
     """Runs the recipes that this one needs, in order; each may use the results of those before it."""
     results: dict[str, Path] = {}
-    for name, inner in loaded.prepared.items():
+    for number, (name, inner) in enumerate(loaded.prepared.items(), start=1):
         place = output(inner, folder, name)
         going_on = status(place) is not None
-        with display.nested(name):
+        with display.nested(name, number, len(loaded.prepared)):
             results[name] = _run(inner, place, {**names, **results}, resume=going_on, extend=False, display=display)
         gc.collect()
     return results
@@ -133,12 +134,13 @@ def _compared(job: Job, parts: Parts, state: State) -> dict[str, assess.Scores]:
     if not isinstance(recipe, DistillRecipe):
         return {}
     scores = {}
-    for name, inner in sft_recipes(recipe, state.tokens, state.mix.drawn).items():
+    compared = sft_recipes(recipe, state.tokens, state.mix.drawn)
+    for number, (name, inner) in enumerate(compared.items(), start=1):
         folder = job.folder / "compare" / name
         loaded = replace(job.loaded, recipe=inner, data=inner.model_dump(mode="json"), prepared={})
         if job.world.is_main:
             assess.hand_on(job.folder, folder)
-        with job.display.nested(name):
+        with job.display.nested(name, number, len(compared)):
             going_on = status(folder) is not None
             _run(loaded, folder, job.prepared, resume=going_on, extend=False, display=job.display)
         reached = checkpoints.newest_step(folder / "checkpoints")
