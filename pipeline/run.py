@@ -30,6 +30,7 @@ from pipeline.recipe_checks import model_keys
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.student import export
+from pipeline.tracking import leaks, open_tracking, require_installed
 from pipeline.trainer import advance, peak_bytes, restore_state, train
 
 
@@ -103,7 +104,12 @@ def _train_and_judge(job: Job, parts: Parts) -> None:
     scores = assess.before(job, parts)
     state = _restored(job, loop)
     job.display.phase(f"training to step {job.recipe.training.steps}")
-    state = train(loop, state, lambda reached: assess.during(job, parts, reached.step))
+    with ExitStack() as stack:
+        if job.world.is_main and job.recipe.tracking:
+            tracking = open_tracking(job.recipe.tracking, job.folder, state.step)
+            stack.callback(tracking.close)
+            loop = replace(loop, log=tracking.log)
+        state = train(loop, state, lambda reached: assess.during(job, parts, reached.step))
     scores["student"] = assess.student(job, parts, state.step)
     left = assess.divergence_left(job, parts, loop, state.step) if loop.asking else {}
     if job.world.is_main:
@@ -153,8 +159,9 @@ def require_lawful(loaded: LoadedRecipe, display: Display) -> None:
     found = examine_all(loaded)
     for warning in found.warnings:
         display.warn(warning)
-    if found.problems:
-        raise RunError("\n".join(found.problems))
+    if problems := (*found.problems, *leaks(loaded)):
+        raise RunError("\n".join(problems))
+    require_installed(loaded.recipe.tracking)
 
 
 # ---- check ----

@@ -264,6 +264,7 @@ def record(loop: Loop, line: Mapping[str, Any], clock: Clock, rollouts: Sequence
         loop.display.warn(f"step {step}: teachers failed: {line['failures']}")
     append_line(loop.folder / "metrics.jsonl", line)
     append_line(loop.folder / "timings.jsonl", timings)
+    loop.log(line)
     sample = _shown(loop, rollouts, step)
     append_line(loop.folder / "samples.jsonl", {"step": step, **sample})
     asking = asking_now(loop)

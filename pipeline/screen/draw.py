@@ -7,6 +7,7 @@ styles alone: without colour everything is still said.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import isfinite
 
 from rich.cells import cell_len, set_cell_size
@@ -51,7 +52,7 @@ def spark(values: Sequence[float], width: int, *, plain: bool = False) -> str:
         return ""
     shares = min(width, len(finite))
     edges = [place * len(finite) // shares for place in range(shares + 1)]
-    means = [sum(finite[start:end]) / (end - start) for start, end in zip(edges, edges[1:], strict=False)]
+    means = [sum(finite[start:end]) / (end - start) for start, end in pairwise(edges)]
     low, high = min(means), max(means)
     if high == low:
         return blocks[0] * shares
