@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +96,8 @@ class Tracking:
 
     def close(self) -> None:
         for tracker in self._trackers:
-            tracker.finish()
+            with redirect_stdout(StringIO()):  # what the run says stays the run's
+                tracker.finish()
 
 
 def open_tracking(trackers: Sequence[str], folder: Path, step: int) -> Tracking:
@@ -119,7 +122,8 @@ def _started(name: str, folder: Path, step: int) -> GeneralTracker:
         tracker = tracking.WandBTracker("tutelage", name=run, dir=str(folder))
     else:
         tracker = tracking.TrackioTracker("tutelage", name=run, resume="allow", embed=False)
-    tracker.start()
+    with redirect_stdout(StringIO()):
+        tracker.start()
     return tracker
 
 

@@ -50,8 +50,8 @@ def test_tensorboard_has_every_number_of_every_step_once_also_after_a_resumption
 def test_trackio_keeps_the_numbers_on_this_machine(
     settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which is read when it is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     folder = run_here(write_recipe(tmp_path / "r.yaml", changed(settings, {"tracking": ["trackio"]})))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     (file,) = (tmp_path / "trackio").glob("*.db")
