@@ -55,10 +55,12 @@ def keys(schema: Mapping[str, Any], data: Any) -> Iterator[tuple[str, tuple[str,
     def walk(node: Mapping[str, Any], data: Any, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         if "$ref" in node:
             node = definitions[node["$ref"].rpartition("/")[2]]
+        inside = data if isinstance(data, Mapping) else {}
+        if _is_another(node, inside, prefix):
+            return
         for choice in (*node.get("anyOf", ()), *node.get("oneOf", ())):
             yield from walk(choice, data, prefix)
-        inside = data if isinstance(data, Mapping) else {}
-        named = node.get("additionalProperties")
+        named = _named(node)
         fields = dict(node.get("properties", {}))
         if isinstance(named, Mapping):
             fields |= {str(name): named for name in inside}
@@ -72,10 +74,22 @@ def keys(schema: Mapping[str, Any], data: Any) -> Iterator[tuple[str, tuple[str,
     yield from walk(schema, data, "")
 
 
+def _named(node: Mapping[str, Any]) -> Any:
+    """What stands under names that the recipe chooses."""
+    return next(iter(node.get("patternProperties", {}).values()), node.get("additionalProperties"))
+
+
+def _is_another(node: Mapping[str, Any], data: Mapping[str, Any], prefix: str) -> bool:
+    """Whether this is a kind that the recipe's section is not."""
+    kind = node.get("properties", {}).get("kind" if prefix else "method", {}).get("const")
+    said = data.get("kind" if prefix else "method")
+    return None not in (kind, said) and kind != said
+
+
 def _is_section(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> bool:
     if "$ref" in field:
         field = definitions[field["$ref"].rpartition("/")[2]]
-    return "properties" in field or isinstance(field.get("additionalProperties"), Mapping)
+    return "properties" in field or isinstance(_named(field), Mapping)
 
 
 def _values(field: Mapping[str, Any]) -> tuple[str, ...]:

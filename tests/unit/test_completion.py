@@ -21,8 +21,8 @@ def completed(line: str, folder: Path) -> list[str]:
     }  # fmt: skip
     code = "from pipeline.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=folder, timeout=60, check=False
-    )  # fmt: skip
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
     assert done.stderr == ""
     return done.stdout.split()
 
@@ -46,8 +46,8 @@ def folder(tmp_path: Path) -> Path:
         ("tutelage run recipes/m", ["recipes/mine.yaml"]),
         ("tutelage watch ", ["runs/first"]),
         ("tutelage run recipes/mine.yaml training.sched", ["training.schedule="]),
-        ("tutelage run recipes/mine.yaml teachers.critic.bud", ["teachers.critic.budget.dollars=", "teachers.critic.budget.then="]),
-        ("tutelage check recipes/mine.yaml training.schedule=c", ["training.schedule=constant", "training.schedule=cosine"]),
+        ("tutelage run recipes/mine.yaml teachers.critic.bud", ["teachers.critic.budget.then="]),
+        ("tutelage check recipes/mine.yaml training.schedule=cos", ["training.schedule=cosine"]),
         ("tutelage check nowhere.yaml student.gradient", ["student.gradient_checkpointing="]),
     ],
 )  # fmt: skip

@@ -41,7 +41,8 @@ def rows(view: View, width: int, height: int, *, plain: bool = False) -> list[st
 def test_everything_is_said() -> None:
     text = "\n".join(rows(full(), 100, 40))
     for said in (
-        "run › base (2 of 5) › training", "step 5/10", "50%", "0:10 left", "50 tokens/s", "loss", "kl math", "score math",
+        "run › base (2 of 5) › training", "step 5/10", "50%", "0:10 left", "50 tokens/s", "loss", "kl math",
+        "score math",
         "critic", "12 answered", "3 failed (timeout)", "1.25 s each", "4 asked", "5 waiting", "$0.1250", "answers grow",
         "[lower_rate]", "1+1=", "two⏎",
     ):  # fmt: skip
@@ -151,7 +152,7 @@ def test_what_is_no_run_is_refused(folder: Path, tmp_path: Path) -> None:
     require_run(tmp_path / "not there yet")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").touch()
-    with pytest.raises(RunError, match="holds notes.txt and no run; name a run's directory"):
+    with pytest.raises(RunError, match=r"holds notes\.txt and no run; name a run's directory"):
         require_run(tmp_path / "other")
     with pytest.raises(RunError, match="is a file; name a run's directory"):
         require_run(folder / "run.json")
