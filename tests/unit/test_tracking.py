@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.recipe_file import load_recipe
-from pipeline.tracking import leaks, numbers, require_installed, where
+from pipeline.tracking import leaks, numbers, open_tracking, require_installed, where
 from tests.runs import changed, distill_settings, run_here, write_recipe
 
 LINE = {"step": 3, "loss": 0.5, "kl": {"domain": {"a": 1.0, "b": 2}}, "failures": {}, "note": "text", "good": True}
@@ -102,3 +102,19 @@ def test_no_tracker_is_imported_unless_asked(settings: dict[str, object], tmp_pa
     run_here(write_recipe(tmp_path / "r.yaml", settings))
     after = {name for name in sys.modules if name.split(".")[0] in ("wandb", "trackio", "tensorboard")}
     assert after == before
+
+
+def test_steps_that_are_made_again_after_a_kill_are_there_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from accelerate import PartialState
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    PartialState(cpu=True)
+    for after, value in ((0, 1.0), (2, 9.0)):
+        tracking = open_tracking(["tensorboard"], tmp_path, after)
+        for step in range(after + 1, 5):
+            tracking.log({"step": step, "loss": value})
+        tracking.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(event.step, event.value) for event in found.Scalars("loss")] == [(1, 1.0), (2, 1.0), (3, 9.0), (4, 9.0)]
