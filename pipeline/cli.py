@@ -9,18 +9,16 @@ INTERRUPTED = 130  # what shells report for Ctrl-C
 BAD_CALL = 2
 
 try:
-    import errno
     import shlex
-    from collections.abc import Iterator, Sequence
-    from contextlib import contextmanager
+    from collections.abc import Sequence
     from importlib.metadata import version
     from pathlib import Path
     from typing import TYPE_CHECKING, Annotated, Literal
 
     import typer
 
-    from pipeline.errors import TutelageError
-    from teachers.errors import TeacherError
+    from pipeline import completion
+    from pipeline.cli_errors import machine_problem, one_line_errors, rank
 except KeyboardInterrupt:  # these take a tenth of a second, in which one sees that the command was the wrong one
     sys.stderr.write("interrupted\n")
     sys.exit(INTERRUPTED)
@@ -29,20 +27,37 @@ if TYPE_CHECKING:
     from pipeline.display import Display
     from pipeline.recipe_file import LoadedRecipe
 
+__all__ = ["app", "machine_problem", "main", "set_environment"]
+
 # Two threads that wait for each other by spinning take each other's core where anything else runs: measured on two
 # cores with one other busy process, 0.31 s a step instead of 0.49, and the same where nothing else runs.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as recipes/quickstart.yaml.")]
+
+def _keys(ctx: typer.Context, incomplete: str) -> list[str]:
+    recipe = ctx.params.get("recipe")
+    return completion.overrides(str(recipe) if recipe else None, incomplete)
+
+
+RecipePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="A YAML file, such as recipes/quickstart.yaml.", autocompletion=completion.recipes
+    ),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, such as runs/quickstart.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Overrides by dotted key: training.steps=10 output=runs/try"),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Overrides by dotted key: training.steps=10 output=runs/try",
+        autocompletion=_keys,
+    ),
 ]
 
 
@@ -70,7 +85,7 @@ def run_command(
 ) -> None:
     """Run a recipe, and first what it prepares; results go to its output directory."""
     again = shlex.join(["tutelage", "run", str(recipe), *(overrides or ()), "--resume"])
-    with _one_line_errors(f"; go on with: {again}"):
+    with one_line_errors(f"; go on with: {again}"):
         if resume and extend:
             raise typer.BadParameter(
                 "--resume goes on with an unfinished run, --extend adds to a finished one: give one"
@@ -95,7 +110,7 @@ def check_command(
     step: Annotated[bool, typer.Option("--step", help="Run one real step; report its time and memory.")] = False,
 ) -> None:
     """Validate a recipe and resolve all it names, without training."""
-    with _one_line_errors(""):
+    with one_line_errors(""):
         loaded = _load(recipe, overrides or (), offline=offline)
         _seal(loaded)
         with _display() as display:
@@ -116,7 +131,7 @@ def ingest_command(
     examples: Annotated[int, typer.Option("--examples", min=0, help="Examples of each task.")] = 1,
 ) -> None:
     """Show what would be used of a codebase, with examples, before any training."""
-    with _one_line_errors(""), _display() as display:
+    with one_line_errors(""), _display() as display:
         from pipeline.ingest import ingest
         from pipeline.ingest_settings import settings_of, tasks_of
 
@@ -125,17 +140,55 @@ def ingest_command(
 
 @app.command("recipes")
 def recipes_command() -> None:
-    """List the recipes that come with this checkout."""
-    folders = [Path("recipes"), Path(__file__).parents[1] / "recipes"]
-    found = next((paths for folder in folders if (paths := sorted(folder.glob("*.yaml")))), [])
-    if not found:
-        typer.echo(
-            f"there is no recipe in {folders[0]} or {folders[1]}; run this inside a checkout of tutelage", err=True
-        )
-        raise typer.Exit(1)
-    width = max(len(str(path)) for path in found)
-    for path in found:
-        typer.echo(f"{str(path).ljust(width)}  {_title(path)}".rstrip())
+    """List the recipes that come with this checkout, with what each needs."""
+    with one_line_errors(""):
+        from pipeline.recipe_list import listed, recipes
+
+        for line in listed(recipes([Path("recipes"), Path(__file__).parents[1] / "recipes"])):
+            typer.echo(line)
+
+
+@app.command("init")
+def init_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The recipe to write.")] = Path("recipe.yaml"),
+    student: Annotated[str | None, typer.Option("--student", metavar="MODEL", help="A hub name or a folder.")] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option("--teacher", metavar="KIND=MODEL", help="model=…, server=…, chat=… or self; may be repeated."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="KIND=WHERE", help="dataset=NAME, dataset=FILE or code=FOLDER.")
+    ] = None,
+    machine: Annotated[str | None, typer.Option("--machine", metavar="WHICH", help="cpu, gpu or gpus.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: defaults for what no option says.")] = False,
+) -> None:
+    """Ask a few questions and write a recipe, with a comment at every key."""
+    with one_line_errors(""):
+        from pipeline.init_command import defaults, init
+
+        asks = sys.stdin.isatty() and not yes
+        ask = (lambda question, usual: str(typer.prompt(question, default=usual))) if asks else defaults
+        init(file, ask, student=student, teachers=teacher or (), data=data, machine=machine)
+        typer.echo(f"{file} is written; next: tutelage check {shlex.quote(str(file))}")
+
+
+@app.command("watch")
+def watch_command(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run's directory, such as runs/quickstart.", autocompletion=completion.runs
+        ),
+    ],
+    once: Annotated[bool, typer.Option("--once", help="Show it as it is now, and leave.")] = False,
+) -> None:
+    """Follow a run from another terminal, until it has ended."""
+    with one_line_errors(""):
+        from rich.console import Console
+
+        from pipeline.watch import watch
+
+        watch(run, Console(), once=once)
 
 
 @app.command("journal")
@@ -149,7 +202,7 @@ def journal_command(
     ] = False,
 ) -> None:
     """List what a run asked its remote teachers, what came of it and what it cost."""
-    with _one_line_errors(""), _display() as display:
+    with one_line_errors(""), _display() as display:
         from pipeline.journal_command import show_journal
 
         show_journal(run, export=export, prune=prune, display=display)
@@ -168,7 +221,7 @@ def report_command(
     ] = False,
 ) -> None:
     """Make one HTML page of a run: the verdict, curves, tokens, teachers, provenance."""
-    with _one_line_errors(""), _display() as display:
+    with one_line_errors(""), _display() as display:
         from pipeline.report.command import make_report
 
         make_report(run, output, with_texts=with_texts, live=serve, port=port, display=display)
@@ -182,7 +235,7 @@ def compare_command(
     ),
 ) -> None:
     """Make one HTML page of several runs, side by side."""
-    with _one_line_errors(""), _display() as display:
+    with one_line_errors(""), _display() as display:
         from pipeline.report.command import make_comparison
 
         make_comparison(runs, output, display)
@@ -209,7 +262,7 @@ def export_command(
     private: Annotated[bool, typer.Option("--private/--public", help="Who may read a repository made there.")] = True,
 ) -> None:
     """Write a run's student as others load it, with a model card; and push it."""
-    with _one_line_errors(""), _display() as display:
+    with one_line_errors(""), _display() as display:
         from pipeline.afterwards import export
 
         export(
@@ -232,7 +285,7 @@ def chat_command(
     step: Annotated[int | None, typer.Option("--step", min=1, help="As it was then. Default: the last kept.")] = None,
 ) -> None:
     """Try a run's student in the terminal, against its base and its teachers."""
-    with _one_line_errors(""):
+    with one_line_errors(""):
         from pipeline.afterwards import chat
 
         names = tuple(against or ())
@@ -298,84 +351,12 @@ def _set_up(threads: int) -> None:
     set_environment(threads, offline=False)
 
 
-def _rank() -> int:
-    """This process's place under torchrun; 0, the main one, without it."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def _display() -> Display:
     from rich.console import Console
 
     from pipeline.display import Display
 
-    return Display(Console(quiet=_rank() != 0))
-
-
-def _title(path: Path) -> str:
-    """The first line of a recipe's header."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ").rstrip() if first.startswith("#") else ""
-
-
-# ---- errors ----
-
-
-@contextmanager
-def _one_line_errors(go_on: str) -> Iterator[None]:
-    """What a user or a machine can cause ends in plain lines on stderr and an exit status; a bug keeps its traceback.
-
-    go_on: how to resume, to be added where work is kept.
-    """
-    try:
-        yield
-    except (TutelageError, TeacherError) as error:
-        if _rank() == 0:  # the other ranks have met the same
-            typer.echo(str(error), err=True)
-        raise typer.Exit(getattr(error, "exit_status", 1)) from error
-    except KeyboardInterrupt as error:
-        if _rank() == 0:
-            typer.echo(f"interrupted{go_on}", err=True)
-        raise typer.Exit(INTERRUPTED) from error
-    except Exception as error:
-        problem = machine_problem(error)
-        if problem is None:
-            raise
-        where = f"rank {_rank()}: " if _rank() else ""
-        typer.echo(f"{where}{problem}{go_on}", err=True)
-        raise typer.Exit(1) from error
-
-
-_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "out of memory", "Cannot allocate memory", "std::bad_alloc")
-_DISK = {
-    errno.ENOSPC: "the disk is full; free some space",
-    errno.EDQUOT: "the disk quota is used up; free some space",
-    errno.EROFS: "the file system cannot be written; set another directory with output=…",
-    errno.EACCES: "permission denied; correct the permissions, or set another directory with output=…",
-    errno.ENOTDIR: "a file stands where a directory is needed; set another directory with output=…",
-    errno.EPERM: "not permitted; correct the permissions, or set another directory with output=…",
-}
-
-
-def machine_problem(error: BaseException) -> str | None:
-    """One line for memory and disk errors, by whichever library they were raised or wrapped; None for any other."""
-    link: BaseException | None = error
-    while link is not None:
-        said = str(link)
-        if isinstance(link, MemoryError) or type(link).__name__ == "OutOfMemoryError" or _any_in(_NO_MEMORY, said):
-            return "out of memory; lower training.tokens_per_forward, rollout.rows or objective.chunk_megabytes"
-        number = link.errno if isinstance(link, OSError) else None
-        if number is None and "No space left on device" in said:  # safetensors tells the number in words only
-            number = errno.ENOSPC
-        if number in _DISK:
-            name = getattr(link, "filename", None)
-            return f"{name}: {_DISK[number]}" if name else _DISK[number]
-        # A context alone does not make a bug a full disk; torch's writer raises RuntimeError while it meets one.
-        link = link.__cause__ or (link.__context__ if isinstance(link, RuntimeError | OSError) else None)
-    return None
-
-
-def _any_in(phrases: Sequence[str], text: str) -> bool:
-    return any(phrase in text for phrase in phrases)
+    return Display(Console(quiet=rank() != 0))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a person sees during a run: bars with the time left on a terminal, plain lines everywhere else.
+"""What a person sees during a run: one live screen on a terminal, plain lines everywhere else.
 
 Lines go through rich, which honours NO_COLOR. Only the main rank is given a display that speaks.
 """
@@ -8,17 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.text import Text
+
+from pipeline.screen.draw import draw
+from pipeline.screen.view import Bar, Health, Moment, Part, View, after, noted
 
 Cell = str | float | int | None
 
 SECONDS_BETWEEN_LINES = 5.0
-SECONDS_BETWEEN_LINES_ABOVE_A_BAR = 30.0  # there the bar shows every step
+SECONDS_BETWEEN_LINES_ABOVE_A_SCREEN = 30.0  # there the screen shows every step
+PER_SECOND = 2  # redrawings: one takes some 2 ms, so that is under 1% of a run
 
 
 class Counter:
@@ -33,7 +38,7 @@ class Counter:
 
 
 class Display:
-    """One per process. It is a context manager: leaving it, on an error too, takes the bars off the screen.
+    """One per process. It is a context manager: the screen is there inside, and leaving, on an error too, takes it off.
 
     console: default standard output; a quiet one for ranks other than the main one. clock: in seconds.
     """
@@ -41,46 +46,49 @@ class Display:
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console()
         self._clock = clock
-        self._names: list[str] = []
-        self._steps: TaskID | None = None
+        self._view = View()
+        self._stepping = False
         self._last_line = 0.0
         self._seconds_between_lines = (
-            SECONDS_BETWEEN_LINES_ABOVE_A_BAR if self._console.is_interactive else SECONDS_BETWEEN_LINES
+            SECONDS_BETWEEN_LINES_ABOVE_A_SCREEN if self._console.is_interactive else SECONDS_BETWEEN_LINES
         )
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}", markup=False),
-            console=self._console,
-            refresh_per_second=4,
-            transient=True,
-            disable=self._console.quiet or not self._console.is_interactive,
-        )
+        self._entered = False
+        self._live = Live(
+            get_renderable=self._drawn, console=self._console, refresh_per_second=PER_SECOND, transient=True,
+            vertical_overflow="crop",
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
+        self._entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        self._entered = False
+        self._live.stop()
+
+    def title(self, name: str) -> None:
+        """What the whole is called, on the screen."""
+        self._see(replace(self._view, title=name))
 
     @contextmanager
-    def nested(self, name: str) -> Iterator[None]:
-        """While inside, every line carries the name: for a recipe that another one prepares."""
-        self._end_steps()
-        self._names.append(name)
+    def nested(self, name: str, number: int = 0, of: int = 0) -> Iterator[None]:
+        """While inside, every line carries the name: for a recipe that another one prepares, the `number`th `of`."""
+        outer, self._stepping = self._view, False
+        part = Part(name, number, of)
+        self._see(View(title=outer.title, parts=(*outer.parts, part), events=outer.events))
         try:
             yield
         finally:
-            self._end_steps()
-            self._names.pop()
+            self._stepping = False
+            self._see(replace(outer, events=self._view.events))
 
     def phase(self, name: str) -> None:
         """A new part of the run begins."""
-        self._end_steps()
+        self._stepping = False
+        self._see(replace(self._view, phase=name))
+        self._start()
         self._print(name, "bold")
 
     def note(self, text: str) -> None:
@@ -88,41 +96,49 @@ class Display:
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}", "yellow")
+        self._see(noted(self._view, [{"step": self._view.step, "said": text}]))
 
-    def step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
-        """One update is done, number `step` of `steps`, counted from 1. A line for the first, the last, and now and
-        then between; on a terminal every step moves the bar."""
-        text = "  ".join(f"{name} {_number(value)}" for name, value in numbers.items())
-        first, last = self._steps is None, step >= steps
-        if self._steps is None:
-            self._steps = self._add("steps", steps, step - 1)
-        self._bars.update(self._steps, completed=step, numbers=text)
+    def happened(self, event: Mapping[str, Any]) -> None:
+        """A line of events.jsonl, for the screen; it is said elsewhere."""
+        self._see(noted(self._view, [event]))
+
+    def asked(self, teachers: Mapping[str, Health]) -> None:
+        """How the asking goes just now, between steps."""
+        self._see(replace(self._view, teachers=dict(teachers)))
+
+    def step(self, moment: Moment) -> None:
+        """One update is done. A line for the first, the last, and now and then between; the screen shows every one."""
+        first, last = not self._stepping, moment.step >= moment.steps
+        self._stepping = not last
+        self._see(after(self._view, moment))
+        self._start()
         now = self._clock()
         if first or last or now - self._last_line >= self._seconds_between_lines:
             self._last_line = now
-            self._print(f"step {step:>{len(str(steps))}}/{steps}  {text}".rstrip())
-        if last:
-            self._end_steps()
+            text = "  ".join(f"{name} {_number(value)}" for name, value in moment.numbers.items())
+            self._print(f"step {moment.step:>{len(str(moment.steps))}}/{moment.steps}  {text}".rstrip())
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Counter]:
         """A bar for `total` pieces of work; without a terminal a line at a quarter, where the work takes long."""
         done, last = 0, self._clock()
-        task = self._add(description, total, 0)
+        around = self._view.bars
 
         def moved(n: int) -> None:
             nonlocal done, last
             before, done = done, done + n
-            self._bars.update(task, completed=done)
+            self._see(replace(self._view, bars=(*around, Bar(description, done, total))))
             quarter = total > 0 and done * 4 // total > before * 4 // total
             if quarter and not self._console.is_interactive and self._clock() - last >= self._seconds_between_lines:
                 last = self._clock()
                 self._print(f"{description}: {done}/{total}")
 
+        moved(0)
+        self._start()
         try:
             yield Counter(moved)
         finally:
-            self._remove(task)
+            self._see(replace(self._view, bars=around))
 
     @contextmanager
     def counted(self, description: str) -> Iterator[Callable[[int, int], None]]:
@@ -154,25 +170,22 @@ class Display:
 
     # ---- within ----
 
-    def _prefix(self) -> str:
-        return "".join(f"{name}: " for name in self._names)
+    def _see(self, view: View) -> None:
+        self._view = view
+
+    def _start(self) -> None:
+        """The screen, once there is something on it; a terminal that cannot move its cursor gets lines alone."""
+        if self._entered and self._console.is_interactive and not self._console.quiet:
+            self._live.start()
+
+    def _drawn(self) -> RenderableType:
+        # One row is left free, so that what is printed above never scrolls the screen into itself.
+        width, height = self._console.size
+        return draw(self._view, width, height - 1, plain=not self._console.encoding.lower().startswith("utf"))
 
     def _print(self, text: str, style: str = "") -> None:
-        self._console.print(Text(self._prefix() + text, style=style), soft_wrap=True)
-
-    def _add(self, description: str, total: int, completed: int) -> TaskID:
-        self._bars.start()
-        return self._bars.add_task(self._prefix() + description, total=total, completed=completed, numbers="")
-
-    def _remove(self, task: TaskID) -> None:
-        self._bars.remove_task(task)
-        if not self._bars.task_ids:
-            self._bars.stop()
-
-    def _end_steps(self) -> None:
-        if self._steps is not None:
-            self._remove(self._steps)
-            self._steps = None
+        prefix = "".join(f"{part.name}: " for part in self._view.parts)
+        self._console.print(Text(prefix + text, style=style), soft_wrap=True)
 
 
 def _number(value: float) -> str:

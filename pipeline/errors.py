@@ -29,3 +29,7 @@ class ModelError(TutelageError):
 
 class RunError(TutelageError):
     """A run directory that cannot be used, or a run that cannot go on."""
+
+
+class CallError(TutelageError):
+    """What a command was asked for is not possible, or is not there."""

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from pipeline import manifest
 from pipeline.asking import request_of
 from pipeline.errors import RunError
+from pipeline.screen.view import Health
 from pipeline.types import Prompt, Rollout
+from teachers.courier import Progress
 from teachers.exchange import Exchange, Settled
 from teachers.types import TeacherFailure
 
@@ -178,6 +180,18 @@ def asking_now(loop: Loop) -> dict[str, float]:
     }
 
 
+def teachers_now(loop: Loop) -> dict[str, Health]:
+    """The same teacher by teacher, for who looks at a screen."""
+    courier = loop.asking.pool.courier if loop.asking else None
+    return {name: health_of(each) for name, each in courier.snapshot().items()} if courier else {}
+
+
+def health_of(each: Progress) -> Health:
+    answered = each.answered + each.replayed
+    latency = each.seconds / each.requests if each.requests else None
+    return Health(answered, each.failures, latency, each.under_way, each.waiting, float(each.dollars))
+
+
 @contextmanager
 def _telling(loop: Loop, step: int, every: float) -> Iterator[None]:
     """While inside, a line now and then: who waits for a slow teacher should see that it is one."""
@@ -189,6 +203,7 @@ def _telling(loop: Loop, step: int, every: float) -> Iterator[None]:
     def tell() -> None:
         while not over.wait(every):
             numbers = "  ".join(f"{name} {value:,.4g}" for name, value in asking_now(loop).items())
+            loop.display.asked(teachers_now(loop))
             loop.display.note(f"step {step}, with the teachers:  {numbers}")
 
     teller = threading.Thread(target=tell, name="telling", daemon=True)

@@ -22,6 +22,8 @@ def show_journal(target: Path, *, export: Path | None, prune: bool, display: Dis
     prune: takes out the answers that no checkpoint can need any more.
     Raises TeacherError for what is no journal, RunError where nothing can be pruned.
     """
+    if not target.exists():
+        raise RunError(f"{target}: there is nothing there; name a run's directory, such as runs/quickstart")
     path = target / FILE if target.is_dir() else target
     with records(path) as found:
         if export is None and not prune:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pipeline.writers import Writer
 
 
+def _nowhere(line: Mapping[str, Any]) -> None:
+    """For runs without a tracker."""
+
+
 @dataclass(frozen=True, eq=False)
 class Loop:
     """Everything a step needs that does not change from step to step.
@@ -36,6 +40,7 @@ class Loop:
         written together, where they do not depend on the student.
     reference: the weight of supervised rows on the prompts' references, beside the on-policy ones.
     token_limit: completion tokens after which training ends, or None.
+    log: is given every line of metrics, once it is on disk: the trackers.
     """
 
     data: Data
@@ -59,6 +64,7 @@ class Loop:
     stop: tuple[str, ...]
     folder: Path
     display: Display
+    log: Callable[[Mapping[str, Any]], None] = _nowhere
 
     @cached_property
     def prompt_of(self) -> dict[str, Prompt]:

@@ -3,8 +3,8 @@
 A run is private where a source is, and where it begins from a model that was trained on private data: what such a
 model writes may hold what it has read. Its questions go nowhere but to this machine and what the recipe allows. For
 private prompts the same is held again when a request is sent (`teachers/client.py`); here it is said early, and all
-at once. A push to a hub asks `push_problem`; whatever else would send something away one day, a tracker, has to ask
-`origins` first.
+at once. A push to a hub asks `push_problem`; of trackers it is said in `tracking.py`. Whatever else would send
+something away one day has to ask `origins` first.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ def examine_all(loaded: LoadedRecipe) -> Findings:
     """A recipe and all that it prepares first, each mistake with its file and line."""
     problems: list[str] = []
     warnings: list[str] = []
-    for part, prepared in _parts(loaded, {}):
+    for part, prepared in parts_of(loaded, {}):
         found = examine(part.recipe, prepared, part.where)
         problems += found.problems
         warnings += found.warnings
     return Findings(tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(warnings)))
 
 
-def _parts(loaded: LoadedRecipe, known: Mapping[str, bool]) -> Iterator[tuple[LoadedRecipe, Mapping[str, bool]]]:
+def parts_of(loaded: LoadedRecipe, known: Mapping[str, bool]) -> Iterator[tuple[LoadedRecipe, Mapping[str, bool]]]:
     """Every recipe in the order in which it runs, with which of the results before it are private."""
     made = dict(known)
     for name, inner in loaded.prepared.items():
-        yield from _parts(inner, made)
+        yield from parts_of(inner, made)
         made[name] = is_private(inner, made)
     yield loaded, made
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Tag, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from pipeline.codebase.types import Language, TaskName
 from pipeline.recipe_asking import ByDomain, PoolSettings, Privacy, Routing
@@ -300,6 +300,7 @@ class Prepare(Section):
     set: dict[str, Any] = Field(default_factory=dict, description="its keys, by dotted path, to other values")
 
 
+Tracker = Literal["trackio", "wandb", "tensorboard"]
 Comparison = Literal["parameter_average", "sft_on_teacher_samples", "sft_on_code", "base_with_context"]
 
 
@@ -325,6 +326,12 @@ class RecipeBase(Section):
     privacy: Privacy = Privacy()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    tracking: tuple[Tracker, ...] = Field((), description="where its numbers are logged too; one name, or several")
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _agreement(self, info: ValidationInfo) -> RecipeBase:

@@ -194,7 +194,7 @@ def _what(detail: ErrorDetails, text_or: str) -> str:
     context = detail.get("ctx", {})
     shown = show(detail["input"])
     match detail["type"]:
-        case "int_type":
+        case "int_type" | "int_parsing" | "int_from_float":
             return f"must be a whole number, not {shown}"
         case "float_type":
             return f"must be a number, not {shown}"

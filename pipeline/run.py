@@ -32,12 +32,14 @@ from pipeline.recipe_checks import model_keys
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.report.page import write_report
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
+from pipeline.tracking import leaks, open_tracking, require_installed
 from pipeline.trainer import advance, peak_bytes, restore_state, train
 
 
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
     """Runs a recipe to its end and returns its directory. Raises TutelageError for everything a user can mend."""
     require_lawful(loaded, display)
+    display.title(loaded.output.name)
     return _run(loaded, loaded.output, {}, resume=resume, extend=extend, display=display)
 
 
@@ -68,10 +70,10 @@ def _run(
 def _prepare(loaded: LoadedRecipe, folder: Path, names: Mapping[str, Path], display: Display) -> dict[str, Path]:
     """Runs the recipes that this one needs, in order; each may use the results of those before it."""
     results: dict[str, Path] = {}
-    for name, inner in loaded.prepared.items():
+    for number, (name, inner) in enumerate(loaded.prepared.items(), start=1):
         place = output(inner, folder, name)
         going_on = status(place) is not None
-        with display.nested(name):
+        with display.nested(name, number, len(loaded.prepared)):
             results[name] = _run(inner, place, {**names, **results}, resume=going_on, extend=False, display=display)
         gc.collect()
     return results
@@ -105,7 +107,12 @@ def _train_and_judge(job: Job, parts: Parts) -> None:
     scores = assess.before(job, parts)
     state = _restored(job, loop)
     job.display.phase(f"training to step {job.recipe.training.steps}")
-    state = train(loop, state, lambda reached: assess.during(job, parts, reached.step))
+    with ExitStack() as stack:
+        if job.world.is_main and job.recipe.tracking:
+            tracking = open_tracking(job.recipe.tracking, job.folder, state.step)
+            stack.callback(tracking.close)
+            loop = replace(loop, log=tracking.log)
+        state = train(loop, state, lambda reached: assess.during(job, parts, reached.step))
     scores["student"] = assess.student(job, parts, state.step)
     left = assess.divergence_left(job, parts, loop, state.step) if loop.asking else {}
     if job.world.is_main:
@@ -134,12 +141,13 @@ def _compared(job: Job, parts: Parts, state: State) -> dict[str, assess.Scores]:
     if not isinstance(recipe, DistillRecipe):
         return {}
     scores = {}
-    for name, inner in sft_recipes(recipe, state.tokens, state.mix.drawn).items():
+    compared = sft_recipes(recipe, state.tokens, state.mix.drawn)
+    for number, (name, inner) in enumerate(compared.items(), start=1):
         folder = job.folder / "compare" / name
         loaded = replace(job.loaded, recipe=inner, data=inner.model_dump(mode="json"), prepared={})
         if job.world.is_main:
             assess.hand_on(job.folder, folder)
-        with job.display.nested(name):
+        with job.display.nested(name, number, len(compared)):
             going_on = status(folder) is not None
             _run(loaded, folder, job.prepared, resume=going_on, extend=False, display=job.display)
         reached = checkpoints.newest_step(folder / "checkpoints")
@@ -152,8 +160,9 @@ def require_lawful(loaded: LoadedRecipe, display: Display) -> None:
     found = examine_all(loaded)
     for warning in found.warnings:
         display.warn(warning)
-    if found.problems:
-        raise RunError("\n".join(found.problems))
+    if problems := (*found.problems, *leaks(loaded)):
+        raise RunError("\n".join(problems))
+    require_installed(loaded.recipe.tracking)
 
 
 # ---- check ----

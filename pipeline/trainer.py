@@ -25,7 +25,7 @@ from pipeline.early import Early, accumulate, early_of
 from pipeline.errors import RunError
 from pipeline.evaluate import answer_text
 from pipeline.files import append_line
-from pipeline.flights import Flight, Flights, asking_now, launch, launch_together, settle
+from pipeline.flights import Flight, Flights, asking_now, launch, launch_together, settle, teachers_now
 from pipeline.judgments import Baselines
 from pipeline.loop import Loop, State
 from pipeline.metrics import (
@@ -41,6 +41,7 @@ from pipeline.metrics import (
 from pipeline.mixing import MixState, draw, observe
 from pipeline.optim import learning_rate, set_learning_rate
 from pipeline.samples import Kept, keep, line_of, view_of
+from pipeline.screen.view import Moment
 from pipeline.student import Student, load_trainable_state, trainable_state
 from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser
 from pipeline.types import Prompt, Rollout, Shown, TrainingBatch
@@ -302,10 +303,12 @@ def record(loop: Loop, line: Mapping[str, Any], clock: Clock, sample: Mapping[st
         loop.display.warn(f"step {step}: teachers failed: {line['failures']}")
     append_line(loop.folder / "metrics.jsonl", line)
     append_line(loop.folder / "timings.jsonl", timings)
+    loop.log(line)
     append_line(loop.folder / "samples.jsonl", {"step": step, **sample})
     asking = asking_now(loop)
     waited = {"waited": clock.seconds["waiting"]} if asking else {}
-    loop.display.step(step, steps, _numbers_that_matter(line) | asking | waited)
+    numbers = _numbers_that_matter(line) | asking | waited
+    loop.display.step(Moment(step, steps, numbers, line, clock.seconds, sample, teachers_now(loop)))
 
 
 def peak_bytes() -> int:

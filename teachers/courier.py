@@ -33,7 +33,7 @@ class Progress:
     the teacher now; answered: by the teacher; replayed: from the journal; failures: given up, by the last reason.
     Attempts. retries: by the reason of the one before; in_doubt: perhaps charged, and nobody knows.
     waited: seconds in which questions stood still, added up. models: the names that the teacher returned, the first one
-    first. dollars: charged in the whole run.
+    first. dollars: charged in the whole run. seconds: waited for answers in it, over `requests` of them.
     """
 
     waiting: int
@@ -46,6 +46,8 @@ class Progress:
     waited: float
     models: tuple[str, ...]
     dollars: Decimal
+    seconds: float = 0.0
+    requests: int = 0
 
 
 def journal_key(teacher: RemoteTeacher, request: ScoreRequest) -> str:
@@ -133,6 +135,7 @@ class Courier:
             name: Progress(
                 desk.open - desk.under_way, desk.under_way, desk.answered, desk.replayed, dict(desk.failures),
                 dict(desk.retries), desk.in_doubt, desk.waited, tuple(desk.models), charged[name].dollars,
+                charged[name].seconds, charged[name].requests,
             )
             for name, desk in self._desks.items()
         }  # fmt: skip

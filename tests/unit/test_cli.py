@@ -271,8 +271,9 @@ def test_ranks_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -
 def test_recipes_lists_those_of_the_checkout_with_their_titles() -> None:
     result = invoke("recipes")
     assert result.exit_code == 0
-    listed = [Path(line.split()[0]).name for line in result.stdout.splitlines()]
+    listed = [Path(line).name for line in result.stdout.splitlines() if not line.startswith(" ")]
+    assert "    two CPU cores, under 3 GB, no network; under 5 minutes" in result.stdout.splitlines()
     assert listed == sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
     Path("recipes").mkdir()
     Path("recipes/mine.yaml").write_text(RECIPE, encoding="utf-8")
-    assert invoke("recipes").stdout == "recipes/mine.yaml  A small one\n"
+    assert invoke("recipes").stdout == "recipes/mine.yaml\n    A small one\n"

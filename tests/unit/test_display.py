@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.display import SECONDS_BETWEEN_LINES, Display
+from pipeline.screen.view import Moment
 
 
 class Clock:
@@ -38,7 +39,7 @@ def test_steps_are_lines_at_most_every_few_seconds_with_the_first_and_the_last()
     display, out = plain(clock)
     for step in range(1, 101):
         clock.now += SECONDS_BETWEEN_LINES / 10
-        display.step(step, 100, {"loss": 1 / step, "tokens": 1234})
+        display.step(Moment(step, 100, {"loss": 1 / step, "tokens": 1234}))
     lines = out.getvalue().splitlines()
     assert [int(line.split()[1].split("/")[0]) for line in lines] == [1, *range(11, 100, 10), 100]
     assert lines[0] == "step   1/100  loss 1  tokens 1,234"
@@ -47,13 +48,13 @@ def test_steps_are_lines_at_most_every_few_seconds_with_the_first_and_the_last()
 
 def test_a_resumed_run_begins_with_a_line() -> None:
     display, out = plain()
-    display.step(57, 100, {})
+    display.step(Moment(57, 100, {}))
     assert out.getvalue().startswith("step  57/100")
 
 
 def test_long_lines_are_not_broken() -> None:
     display, out = plain()
-    display.step(1, 2, {f"number_{i}": 0.5 for i in range(20)})
+    display.step(Moment(1, 2, {f"number_{i}": 0.5 for i in range(20)}))
     display.note("word " * 50)
     assert len(out.getvalue().splitlines()) == 2
 
@@ -93,7 +94,7 @@ def test_nested_runs_carry_their_names() -> None:
     with display.nested("base"):
         display.note("inside")
         with display.nested("again"):
-            display.step(1, 3, {})
+            display.step(Moment(1, 3, {}))
     display.warn("outside")
     assert out.getvalue().splitlines() == ["training", "base: inside", "base: again: step 1/3", "warning: outside"]
 
@@ -125,25 +126,26 @@ def test_square_brackets_are_only_text() -> None:
         assert "[red]a[/red] [x" in without_escapes(out.getvalue())
 
 
-def test_a_terminal_shows_a_bar_with_the_numbers() -> None:
+def test_a_terminal_shows_a_screen_with_the_numbers() -> None:
     display, out = terminal()
     with display:
-        display.step(1, 3, {"loss": 0.25})
-        display.step(2, 3, {"loss": 0.125})
-        display._bars.refresh()
-        display.step(3, 3, {"loss": 0.0625})
+        display.step(Moment(1, 3, {"loss": 0.25}, {"loss": 0.25}))
+        display.step(Moment(2, 3, {"loss": 0.125}, {"loss": 0.125}))
+        display._live.refresh()
+        display.step(Moment(3, 3, {"loss": 0.0625}, {"loss": 0.0625}))
     text = without_escapes(out.getvalue())
-    assert re.search(r"steps .*2/3.*loss 0\.125", text)
-    assert [line for line in text.splitlines() if line.startswith("step 3/3")] == ["step 3/3  loss 0.0625"]
-    assert not display._bars.live.is_started
+    assert re.search(r"step 2/3 .*66%", text)
+    assert re.search(r"loss +0\.125", text)
+    assert "step 3/3  loss 0.0625" in text
+    assert not display._live.is_started
 
 
-def test_an_error_takes_the_bars_off_the_screen() -> None:
+def test_an_error_takes_the_screen_off_and_gives_the_cursor_back() -> None:
     display, out = terminal()
     with pytest.raises(ValueError, match="x"), display, display.progress("p", 10):
         raise ValueError("x")
-    assert not display._bars.live.is_started
-    assert out.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in out.getvalue()  # the cursor is back
+    assert not display._live.is_started
+    assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l")
 
 
 def test_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +166,6 @@ def test_a_quiet_console_stays_silent() -> None:
     with display, display.progress("p", 4) as counter:
         counter.advance(4)
         display.phase("x")
-        display.step(1, 1, {})
+        display.step(Moment(1, 1, {}))
         display.table("t", ["a"], [(1,)])
     assert out.getvalue() == ""

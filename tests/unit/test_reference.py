@@ -137,7 +137,17 @@ def test_every_section_and_kind_has_an_example() -> None:
     assert [part for part in parts if "```yaml" not in part and "One of these kinds" not in part] == []
     top = {key for text in EXAMPLES for key in YAML(typ="safe").load(text)}
     sections = {*DistillRecipe.model_fields, *SftRecipe.model_fields}
-    assert sections - top == {"method", "output", "seed", "threads", "answers", "average", "tokens", "compare"}
+    assert sections - top == {
+        "method",
+        "output",
+        "seed",
+        "threads",
+        "answers",
+        "average",
+        "tokens",
+        "compare",
+        "tracking",
+    }
 
 
 # ---- a schema that grows ----
