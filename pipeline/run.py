@@ -114,6 +114,8 @@ def _train_and_judge(job: Job, parts: Parts) -> None:
             loop = replace(loop, log=tracking.log)
         state = train(loop, state, lambda reached: assess.during(job, parts, reached.step))
     scores["student"] = assess.student(job, parts, state.step)
+    distilled = isinstance(job.recipe, DistillRecipe)
+    refusals = assess.refused(job, parts, state.step) if distilled else {}
     left = assess.divergence_left(job, parts, loop, state.step) if loop.asking else {}
     if job.world.is_main:
         job.display.phase("exporting the model")
@@ -121,7 +123,7 @@ def _train_and_judge(job: Job, parts: Parts) -> None:
     job.world.wait()
     scores |= _compared(job, parts, state)
     if job.world.is_main:
-        assess.conclude(job, scores, left)
+        assess.conclude(job, scores, left, refusals)
         describe_result(job.folder)
     job.world.wait()
 
