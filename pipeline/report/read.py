@@ -123,7 +123,7 @@ def _read(folder: Path, *, texts: bool, given: bool) -> Run:
         models={
             path.stem: {name: value for name, value in _mapping(path).items() if isinstance(value, dict)}
             for path in sorted(evaluations.glob("*.json"))
-            if not path.stem.startswith("kl-")
+            if not path.stem.startswith(("kl-", "refusals-"))
         },
         answers={
             path.name.removesuffix(".samples.jsonl"): tuple(lines(path))

@@ -114,8 +114,13 @@ def test_cautions(tmp_path: Path) -> None:
     write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "failures": {"t": {"timeout": 3}}}])
     guard = {"step": 1, "what": "guard", "said": "answers grew"}
     write_lines(tmp_path / "events.jsonl", [guard, {"step": 1, "what": "checkpoint"}])
+    kept = dict(read_run(tmp_path).evaluation)
+    write(tmp_path / "evaluation.json", kept | {"refusals": {"prompts": 20, "base": 0.9, "student": 0.35}})
+    write(tmp_path / "evaluations" / "refusals-base.json", {"unsafe": 0.9, "harmless": 0.0, "prompts": 20})
+    assert "refusals-base" not in read_run(tmp_path).models
     said = "\n".join(verdict_of(read_run(tmp_path)).cautions)
     for expected in (
+        "Of unsafe requests it refuses 35%; the base refused 90%.",
         "fine-tuned on the code does better, 0.800 against the student's 0.500", "40% of answers ran out of room",
         "answers grew from 20 to 90 tokens", "rose by 10.0%, from 2.000 to 2.200", "judged on 40 prompts only",
         "Guards spoke 1 times; the last said: answers grew", "Teachers failed to answer 3 times",
