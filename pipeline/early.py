@@ -23,7 +23,7 @@ import torch
 from pipeline.asking import Asked, Asking, rows_of
 from pipeline.judgments import Baselines
 from pipeline.metrics import Sums, collect
-from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser, presumed
+from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser, presumed, weighted
 from pipeline.types import Rollout, StepOutput, TrainingBatch
 from teachers.exchange import Settled
 from teachers.plan import may_be_asked, may_teach
@@ -39,7 +39,7 @@ class Early:
     """The early part of a step's gradient, as it grows in the parameters.
 
     parts: this process's rollouts, each part one forward, or several where one process has them all; in all processes
-    there are equally many. seed: of dropout. norm: of a step in which all rollouts are taught. asked: what came of each
+    there are equally many. seed: of dropout. balance: weights of rows by domain. norm: of a step in which all rollouts are taught. asked: what came of each
     part, with those of its rows that have still to train. counted: those that have. seconds: that the forwards took.
     """
 
@@ -48,6 +48,7 @@ class Early:
     seed: int
     norm: Normaliser
     baselines: Baselines
+    balance: Mapping[str, float]
     asked: list[Asked] = field(default_factory=list)
     counted: list[Normaliser] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)
@@ -72,7 +73,7 @@ class Early:
         loop = self.loop
         assert loop.asking is not None
         found = rows_of(loop.asking, part, settled, self.baselines, loop.world.gather)
-        rows = [row for row in found.rows if not row.rewrite]
+        rows = weighted([row for row in found.rows if not row.rewrite], self.balance)
         start = time.perf_counter()
         for group in group_rows(rows, loop.training.tokens_per_forward) or [[]]:
             batch = build_batch(group, self.norm, temperature=loop.temperature, device=loop.accelerator.device)
@@ -82,7 +83,7 @@ class Early:
         self.asked.append(replace(found, rows=tuple(row for row in found.rows if row.rewrite)))
 
 
-def early_of(loop: Loop, flight: Flight, baselines: Baselines) -> Early:
+def early_of(loop: Loop, flight: Flight, baselines: Baselines, balance: Mapping[str, float] | None = None) -> Early:
     """What of a step trains early, nothing of it yet done."""
     parts: list[Sequence[Rollout]] = []
     if loop.asking is not None and loop.asking.pool.remote:
@@ -91,7 +92,7 @@ def early_of(loop: Loop, flight: Flight, baselines: Baselines) -> Early:
         most = max(loop.world.gather(len(parts)))
         parts += [()] * (most - len(parts))
     seed = (loop.seed * 1_000_003 + flight.step) * 1_009 + loop.world.rank
-    return Early(loop, parts, seed, presumed(flight.rollouts, loop.average), baselines)
+    return Early(loop, parts, seed, presumed(flight.rollouts, loop.average), baselines, balance or {})
 
 
 def early_parts(

@@ -29,3 +29,7 @@ class ModelError(TutelageError):
 
 class RunError(TutelageError):
     """A run directory that cannot be used, or a run that cannot go on."""
+
+
+class NotFinite(RunError):
+    """A loss, a gradient or a weight that is not a finite number: no update was made with it."""

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, Tag, ValidationInfo, model_validato
 
 from pipeline.codebase.types import Language, TaskName
 from pipeline.recipe_checks import disagreements
+from pipeline.recipe_guards import Guards
 from pipeline.recipe_losses import Average, Objective
 from pipeline.recipe_values import (
     AsTuple,
@@ -338,6 +339,7 @@ class RecipeBase(Section):
     privacy: Privacy = Privacy()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    guards: Guards = Guards()
 
     @model_validator(mode="after")
     def _agreement(self, info: ValidationInfo) -> RecipeBase:

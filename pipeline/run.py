@@ -20,6 +20,7 @@ from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.files import read_lines
 from pipeline.job import Job, Parts, build_loop, load_parts, make_accelerator
+from pipeline.keeping import restore_state
 from pipeline.loop import Loop, State
 from pipeline.mixing import MixState
 from pipeline.preflight import preflight
@@ -30,7 +31,7 @@ from pipeline.recipe_checks import model_keys
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.student import export
-from pipeline.trainer import advance, peak_bytes, restore_state, train
+from pipeline.trainer import advance, peak_bytes, train
 
 
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
@@ -123,7 +124,8 @@ def _restored(job: Job, loop: Loop) -> State:
     if not found:
         return State(0, MixState())
     state = restore_state(loop, checkpoints.load(found[-1]))
-    job.display.note(f"resuming after step {state.step}")
+    if state.step:
+        job.display.note(f"resuming after step {state.step}")
     return state
 
 
