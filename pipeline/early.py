@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Early:
-    """The early part of a step's gradient, as it grows in the parameters.
+    """The early part of a step's gradient, as it grows in the parameters. balance: weights of rows by domain.
 
     parts: this process's rollouts, each part one forward, or several where one process has them all; in all processes
-    there are equally many. seed: of dropout. balance: weights of rows by domain. norm: of a step in which all rollouts are taught. asked: what came of each
+    there are equally many. seed: of dropout. norm: of a step in which all rollouts are taught. asked: what came of each
     part, with those of its rows that have still to train. counted: those that have. seconds: that the forwards took.
     """
 

@@ -153,7 +153,7 @@ DETECTORS: Mapping[str, tuple[Detector, str, bool]] = {
         lambda window: iter(((None, float(window[-1].get("not_finite", 0))),) if window else ()),
         "a loss, a gradient or a weight is not finite", False,
     ),
-    "repetition": (_repeating, "answers in {subject} repeat themselves: zlib makes them {value:.3g} times smaller", False),
+    "repetition": (_repeating, "answers in {subject} repeat themselves: zlib shrinks them {value:.3g} times", False),
     "length": (_times("length", "mean"), "answers have become {value:.3g} times as long", False),
     "truncation": (_more("truncated"), "{value:.0%} more of the answers are cut at the limit", False),
     "entropy": (_fallen, "the student's entropy has fallen {value:.3g} times", False),
@@ -166,7 +166,7 @@ DETECTORS: Mapping[str, tuple[Detector, str, bool]] = {
     ),
     "mass": (_outside, "{value:.0%} of the student's mass lies outside of what the teachers give", False),
     "uniform": (
-        _sharpness("mean"), "{subject} finds all tokens equally good ({value:.2g} nats between the best and a mean one)",
+        _sharpness("mean"), "{subject} finds all tokens equally good: its best is {value:.2g} nats above a mean one",
         True,
     ),
     "stale": (_sharpness("deviation"), "{subject} gives the same answer at every token", True),

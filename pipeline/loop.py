@@ -79,7 +79,8 @@ class State:
     """What changes from step to step.
 
     step: updates made. tokens: completion tokens trained on so far. baselines: of grades. ahead: the prompts of the
-    steps after `step` that are drawn already, by id; their rollouts are recorded. watch: what the guards know, and have changed.
+    steps after `step` that are drawn already, by id; their rollouts are recorded.
+    watch: what the guards know, and have changed.
     """
 
     step: int

@@ -24,7 +24,7 @@ def _guard(threshold: float, action: Action, what: str) -> Any:
 
 
 class Guards(Section):
-    """What is watched in a run. `NAME: off` turns a guard off, `NAME: warn` changes its action, `NAME: 3` its threshold.
+    """What is watched in a run. `NAME: off` turns a guard off; `NAME: warn` is its action, `NAME: 3` its threshold.
 
     The description of each guard says what its threshold is held against.
     """

@@ -17,11 +17,14 @@ from typer.testing import CliRunner
 
 from pipeline import run_directory
 from pipeline.cli import app
+from pipeline.guards import RECENT, WINDOW
 from pipeline.recipe import DistillRecipe, Recipe, SftRecipe
 from pipeline.recipe_file import load_recipe
+from pipeline.recipe_guards import NAMES, Action, Guards
 from pipeline.run_directory import EXTENDABLE
 from pipeline.tasks import DOMAINS
 from pipeline.types import DivergenceKind
+from pipeline.watch import QUIET
 from teachers.heads import find_head
 from teachers.pool import KINDS
 from teachers.probe import probe
@@ -194,6 +197,19 @@ def test_kinds_of_teachers_and_tasks_are_named() -> None:
     assert set(first_column(section("Every kind of teacher"))[1:]) == set(KINDS)
     says = " ".join(section("What a recipe says").split())
     assert f": {', '.join(DOMAINS)}. " in says
+
+
+def test_guards_are_as_in_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (\S+) \| `(\w+)` \|$", section("Guards"), flags=re.MULTILINE)
+    fields = {name: Guards.model_fields[name] for name in NAMES}
+    assert rows == [
+        (name, str(field.description).removesuffix("; off: none"), f"{field.default.threshold:g}", field.default.action)
+        for name, field in fields.items()
+    ]
+    says = section("Guards")
+    assert re.findall(r"^- `(\w+)`", says, flags=re.MULTILINE) == list(get_args(Action))
+    assert f"the last {RECENT} steps with the first {RECENT} of the last {WINDOW}" in says
+    assert f"every {QUIET} steps at most" in " ".join(says.split())
 
 
 def test_what_extend_may_change() -> None:
