@@ -59,6 +59,20 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     return final
 
 
+def write_progress(path: Path, progress: Mapping[str, Any]) -> None:
+    """Replaces a checkpoint's progress, in one rename; its step, weights and optimizer stay."""
+    step = json.loads((path / "progress.json").read_text())["step"]
+    write_json(path / "progress.json", {"step": step, **progress})
+
+
+def discard(path: Path) -> None:
+    """Removes a checkpoint; it is one no longer before its files go."""
+    gone = path.with_name(path.name + ".partial")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
 def load(path: Path) -> Checkpoint:
     """Reads a checkpoint onto the CPU. Raises RunError where a file of it is missing or damaged."""
     with _readable(path):

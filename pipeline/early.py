@@ -23,7 +23,7 @@ import torch
 from pipeline.asking import Asked, Asking, rows_of
 from pipeline.judgments import Baselines
 from pipeline.metrics import Sums, collect
-from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser, presumed
+from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser, presumed, weighted
 from pipeline.types import Rollout, Shown, StepOutput, TrainingBatch
 from teachers.exchange import Settled
 from teachers.plan import may_be_asked, may_teach
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Early:
-    """The early part of a step's gradient, as it grows in the parameters.
+    """The early part of a step's gradient, as it grows in the parameters. balance: weights of rows by domain.
 
     parts: this process's rollouts, each part one forward, or several where one process has them all; in all processes
     there are equally many. seed: of dropout. norm: of a step in which all rollouts are taught. asked: what came of each
@@ -49,6 +49,7 @@ class Early:
     seed: int
     norm: Normaliser
     baselines: Baselines
+    balance: Mapping[str, float] = field(default_factory=dict)
     kept: Rollout | None = None
     asked: list[Asked] = field(default_factory=list)
     counted: list[Normaliser] = field(default_factory=list)
@@ -75,7 +76,7 @@ class Early:
         loop = self.loop
         assert loop.asking is not None
         found = rows_of(loop.asking, part, settled, self.baselines, loop.world.gather)
-        rows = [row for row in found.rows if not row.rewrite]
+        rows = weighted([row for row in found.rows if not row.rewrite], self.balance)
         start = time.perf_counter()
         for group in group_rows(rows, loop.training.tokens_per_forward) or [[]]:
             device = loop.accelerator.device
@@ -86,7 +87,13 @@ class Early:
         self.asked.append(replace(found, rows=tuple(row for row in found.rows if row.rewrite)))
 
 
-def early_of(loop: Loop, flight: Flight, baselines: Baselines, kept: Rollout | None = None) -> Early:
+def early_of(
+    loop: Loop,
+    flight: Flight,
+    baselines: Baselines,
+    balance: Mapping[str, float] | None = None,
+    kept: Rollout | None = None,
+) -> Early:
     """What of a step trains early, nothing of it yet done. kept: one of its rollouts, which people are shown."""
     parts: list[Sequence[Rollout]] = []
     if loop.asking is not None and loop.asking.pool.remote:
@@ -95,7 +102,7 @@ def early_of(loop: Loop, flight: Flight, baselines: Baselines, kept: Rollout | N
         most = max(loop.world.gather(len(parts)))
         parts += [()] * (most - len(parts))
     seed = (loop.seed * 1_000_003 + flight.step) * 1_009 + loop.world.rank
-    return Early(loop, parts, seed, presumed(flight.rollouts, loop.average), baselines, kept)
+    return Early(loop, parts, seed, presumed(flight.rollouts, loop.average), baselines, balance or {}, kept)
 
 
 def early_parts(

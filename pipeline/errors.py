@@ -33,3 +33,7 @@ class RunError(TutelageError):
 
 class CallError(TutelageError):
     """What a command was asked for is not possible, or is not there."""
+
+
+class NotFinite(RunError):
+    """A loss, a gradient or a weight that is not a finite number: no update was made with it."""

@@ -45,6 +45,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+def cut_end(path: Path) -> None:
+    """Removes a last line that a kill cut short, so that the next one begins a line."""
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n") and content:
+        write_text(path, content[: content.rfind(b"\n") + 1].decode("utf-8"))
+
+
 def cut_back(path: Path, step: int) -> None:
     """Keeps the lines of steps up to `step`, so that a resumed run writes the rest again."""
     if path.exists():

@@ -39,7 +39,7 @@ TOLD_EVERY = 10.0  # seconds
 class Flight:
     """rollouts: of all processes, in the order of the prompts; mine: this process's.
 
-    exchange: None where nobody is asked.
+    exchange: None where nobody is asked. attempt: roll-backs before it.
     """
 
     step: int
@@ -47,71 +47,78 @@ class Flight:
     rollouts: list[Rollout]
     mine: list[Rollout]
     exchange: Exchange | None
+    attempt: int = 0
 
 
 Flights = dict[int, Flight]  # by step
 
 
-def launch(loop: Loop, step: int, version: int, prompts: Sequence[Prompt]) -> Flight:
+def launch(loop: Loop, step: int, version: int, prompts: Sequence[Prompt], attempt: int = 0) -> Flight:
     """Writes the rollouts of `step`, or reads them where they were recorded, and asks about each as it is finished.
 
-    version: updates in the weights that write.
+    version: updates in the weights that write. attempt: roll-backs so far.
     """
-    exchange = open_exchange(loop, step)
-    recorded = manifest.load_rollouts(loop.folder / "journal", step, prompts)
+    exchange = open_exchange(loop, step, attempt)
+    recorded = manifest.load_rollouts(loop.journal(attempt), step, prompts)
     streaming = exchange is not None and loop.world.size == 1
-    rollouts = recorded or _write(loop, step, version, prompts, exchange if streaming else None)
+    rollouts = recorded or _write(loop, step, version, prompts, attempt, exchange if streaming else None)
     mine = rollouts[loop.world.rank :: loop.world.size]
     if exchange is not None and (recorded or not streaming):
         assert loop.asking is not None
         for rollout in mine:
             exchange.submit(request_of(loop.asking, rollout, step))
-    return Flight(step, prompts, rollouts, mine, exchange)
+    return Flight(step, prompts, rollouts, mine, exchange, attempt)
 
 
-def launch_together(loop: Loop, prompts: Mapping[int, Sequence[Prompt]]) -> list[Flight]:
+def launch_together(loop: Loop, prompts: Mapping[int, Sequence[Prompt]], attempt: int = 0) -> list[Flight]:
     """Several steps of completions that do not depend on the student, written in one go: ten teachers that write a
     few answers each take nearly as long as for many. prompts: by step, a whole block or what is recorded of it."""
-    journal = loop.folder / "journal"
+    journal = loop.journal(attempt)
     recorded = {step: manifest.load_rollouts(journal, step, wanted) for step, wanted in prompts.items()}
     if not all(recorded.values()):
         first = min(prompts)
         everything = tuple({p.prompt_id: p for wanted in prompts.values() for p in wanted}.values())
-        by_prompt = _written(loop, first, 0, everything, None)
+        by_prompt = _written(loop, first, 0, everything, attempt, None)
         for step, wanted in prompts.items():
             recorded[step] = [rollout for prompt in wanted for rollout in by_prompt[prompt.prompt_id]]
             if loop.world.is_main:
                 manifest.save_rollouts(journal, step, recorded[step] or [])
         loop.world.wait()
     rank, size = loop.world.rank, loop.world.size
-    return [Flight(step, prompts[step], found, found[rank::size], None) for step, found in recorded.items() if found]
+    return [
+        Flight(step, prompts[step], found, found[rank::size], None, attempt)
+        for step, found in recorded.items()
+        if found
+    ]
 
 
-def open_exchange(loop: Loop, step: int) -> Exchange | None:
+def open_exchange(loop: Loop, step: int, attempt: int = 0) -> Exchange | None:
     if loop.asking is None:
         return None
-    known = manifest.load_failures(loop.folder / "journal", step)
+    known = manifest.load_failures(loop.journal(attempt), step)
     gather = loop.world.gather if loop.world.size > 1 else None
     return Exchange(loop.asking.pool, loop.asking.plan, known, gather=gather, rank=loop.world.rank)
 
 
-def _write(loop: Loop, step: int, version: int, prompts: Sequence[Prompt], exchange: Exchange | None) -> list[Rollout]:
+def _write(
+    loop: Loop, step: int, version: int, prompts: Sequence[Prompt], attempt: int, exchange: Exchange | None
+) -> list[Rollout]:
     """The rollouts in the order of the prompts; they are on disk before anything depends on them."""
-    by_prompt = _written(loop, step, version, prompts, exchange)
+    by_prompt = _written(loop, step, version, prompts, attempt, exchange)
     rollouts = [rollout for prompt in prompts for rollout in by_prompt[prompt.prompt_id]]
     if loop.world.is_main:
-        manifest.save_rollouts(loop.folder / "journal", step, rollouts)
+        manifest.save_rollouts(loop.journal(attempt), step, rollouts)
     loop.world.wait()
     return rollouts
 
 
 def _written(
-    loop: Loop, step: int, version: int, prompts: Sequence[Prompt], exchange: Exchange | None
+    loop: Loop, step: int, version: int, prompts: Sequence[Prompt], attempt: int, exchange: Exchange | None
 ) -> dict[str, list[Rollout]]:
     """By prompt id. Each process writes its share, and all get them all."""
     world = loop.world
     on_finished = None if exchange is None else _asker(loop, exchange, step)
-    own = loop.write(prompts[world.rank :: world.size], step, version=version, on_finished=on_finished)
+    own = loop.write(prompts[world.rank :: world.size], step, version=version, attempt=attempt, on_finished=on_finished)
     by_prompt: dict[str, list[Rollout]] = {}
     for rollout in (rollout for part in world.gather(own) for rollout in part):
         by_prompt.setdefault(rollout.prompt.prompt_id, []).append(rollout)
@@ -160,7 +167,7 @@ def settle(
     failures = loop.world.gather(exchange.failures())
     if loop.world.is_main:
         manifest.save_failures(
-            loop.folder / "journal", flight.step, {k: v for part in failures for k, v in part.items()}
+            loop.journal(flight.attempt), flight.step, {k: v for part in failures for k, v in part.items()}
         )
     return settled, waited
 
@@ -252,7 +259,7 @@ def _again(loop: Loop, flight: Flight, answered: int, reasons: str, rest: float)
     if loop.world.is_main:
         loop.display.warn(f"{count}; asking again in {rest:g} s")
     time.sleep(rest)
-    exchange = open_exchange(loop, flight.step)
+    exchange = open_exchange(loop, flight.step, flight.attempt)
     assert exchange is not None
     for rollout in flight.mine:
         exchange.submit(request_of(asking, rollout, flight.step))

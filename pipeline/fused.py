@@ -79,10 +79,11 @@ def fused_loss(
                 _run_group(run, group, load(heads_of(batch, group)))
         nll = record.nll.sum()
         total = record.loss.sum() + nll
+        pull = student.pull()
     if wanted:
         total = _Attached.apply(total, student.gradients(weights), *inputs)  # type: ignore[no-untyped-call]
     outputs = record.outputs(batch)
-    return StepOutput(total, nll, record.entropy, record.label_logprobs, outputs, view.result(outputs))
+    return StepOutput(total, nll, record.entropy, record.label_logprobs, outputs, pull, view.result(outputs))
 
 
 def _check(target: Target) -> None:
@@ -188,6 +189,12 @@ class _Student:
             else:
                 real.add_(torch.mm(gradient.T, scaled))
 
+    def pull(self) -> Tensor:
+        """(N,) the norm of each token's gradient; before backward, which multiplies gradients in place."""
+        if self.hidden_grad is None:
+            return torch.full((len(self.hidden),), torch.nan, dtype=self.accurate, device=self.hidden.device)
+        return self.hidden_grad.to(self.accurate).square().sum(-1).sqrt()
+
     def gradients(self, weights: HeadWeights) -> tuple[Tensor | None, ...]:
         """With respect to hidden, weight and bias, each in its own dtype."""
         weight = None if self.weight_grad is None else self.weight_grad.to(weights.weight.dtype)
@@ -206,6 +213,7 @@ class _Record:
     divergence: tuple[Tensor, ...]
     overlap: tuple[Tensor, ...]
     mass: tuple[Tensor, ...]
+    sharpness: tuple[Tensor, ...]
 
     @staticmethod
     def of(hidden: Tensor, batch: TrainingBatch, dtype: torch.dtype) -> _Record:
@@ -213,15 +221,15 @@ class _Record:
             return torch.full((count,), torch.nan, dtype=dtype, device=hidden.device)
 
         n = hidden.shape[0]
-        per_target = [[blank(len(t.positions)) for t in batch.targets] for _ in range(3)]
+        per_target = [[blank(len(t.positions)) for t in batch.targets] for _ in range(4)]
         return _Record(
             blank(n).zero_(), blank(n).zero_(), blank(n), blank(n),
-            tuple(per_target[0]), tuple(per_target[1]), tuple(per_target[2]),
+            tuple(per_target[0]), tuple(per_target[1]), tuple(per_target[2]), tuple(per_target[3]),
         )  # fmt: skip
 
     def outputs(self, batch: TrainingBatch) -> tuple[TargetOutput, ...]:
-        columns = zip(batch.targets, self.divergence, self.overlap, self.mass, strict=True)
-        return tuple(TargetOutput(t.teacher, t.positions, d, o, m) for t, d, o, m in columns)
+        columns = zip(batch.targets, self.divergence, self.overlap, self.mass, self.sharpness, strict=True)
+        return tuple(TargetOutput(t.teacher, t.positions, d, o, m, s) for t, d, o, m, s in columns)
 
 
 # ---- chunks: matrix products ----
@@ -337,6 +345,7 @@ def _run_block(
         record.mass[covered.index][rows] = measured.mass
         if shown is not None:
             view.write(covered.index, measured.expected, positions[shown], covered.finite[part][shown])
+        record.sharpness[covered.index][rows] = measured.sharpness.where(covered.finite[part], torch.nan)
     if supervised:
         weights = batch.nll_weights[positions]
         term = nll_term(block.label_logprobs, block.labels)

@@ -241,6 +241,7 @@ def build_loop(job: Job, parts: Parts) -> Loop:
         temperature=recipe.rollout.temperature if objective else 1.0,
         token_limit=None if isinstance(recipe, DistillRecipe) else recipe.tokens,
         stop=recipe.rollout.stop,
+        guards=recipe.guards,
         folder=job.folder,
         display=job.display,
     )

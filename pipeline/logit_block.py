@@ -163,6 +163,7 @@ class Measured(NamedTuple):
     divergence: Tensor
     overlap: Tensor
     mass: Tensor
+    sharpness: Tensor
     expected: Expected | None
 
 
@@ -223,13 +224,14 @@ def dense_target(
     lq, divergence = logits, target.divergence
     q, spare = (space.take(name, lq.shape, lq.dtype) for name in ("q", "spare"))
     probabilities_(lq, q)
-    overlap = _overlap(student, _top(lq[student.compared]))
+    overlap, sharpness = _overlap(student, _top(lq[student.compared])), _sharpness(student, lq)
     shown = expected(lq, student.labels, student.shown)
     if is_dense(divergence):
         value, mean = dense_(divergence, student.lp, student.p, lq, q, spare)
         pulls, counted = bounded(divergence, weights, value)
         gradient.add_dense(pulls, lq, mean)
-        return Measured(weighted(weights, counted), value, overlap, torch.full_like(value, torch.nan), shown)
+        unknown = torch.full_like(value, torch.nan)
+        return Measured(weighted(weights, counted), value, overlap, unknown, sharpness, shown)
     if divergence.kind == "policy_gradient":
         label_lq = lq.gather(1, student.labels[:, None]).squeeze(1)
         term = policy_gradient_term(
@@ -238,7 +240,7 @@ def dense_target(
     else:
         kept_lq, ids = lq.topk(min(divergence.k, lq.shape[-1]))
         term = _top_k(student, target, ids, kept_lq, log_of_the_rest(q, ids))
-    return _sparse(weights, term, overlap, shown, gradient)
+    return _sparse(weights, term, overlap, sharpness, shown, gradient)
 
 
 def sparse_target(
@@ -256,7 +258,8 @@ def sparse_target(
         )
     else:
         term = _top_k(student, target, ids, logprobs, signal.log_tail[rows].to(dtype))
-    return _sparse(weights, term, overlap, listed(signal, rows, student.shown), gradient)
+    shown = listed(signal, rows, student.shown)
+    return _sparse(weights, term, overlap, _sharpness(student, logprobs), shown, gradient)
 
 
 def graded_target(
@@ -267,7 +270,8 @@ def graded_target(
     term = grade_term(
         target.divergence, student.label_logprobs, advantage, student.sampling_logprobs, student.labels
     )  # fmt: skip
-    return _sparse(weights, term, torch.full_like(advantage, torch.nan), None, gradient)
+    unknown = torch.full_like(advantage, torch.nan)
+    return _sparse(weights, term, unknown, unknown, None, gradient)
 
 
 def _top_k(student: StudentBlock, target: Target, ids: Tensor, lq: Tensor, log_tail: Tensor) -> Sparse:
@@ -275,6 +279,17 @@ def _top_k(student: StudentBlock, target: Target, ids: Tensor, lq: Tensor, log_t
     return top_k_term(target.divergence, student.lp.gather(1, ids), student_tail, ids, lq, log_tail)
 
 
-def _sparse(weights: Tensor, term: Sparse, overlap: Tensor, shown: Expected | None, gradient: Gradient) -> Measured:
+def _sharpness(student: StudentBlock, logprobs: Tensor) -> Tensor:
+    """(B,) how far a teacher's best entry of logprobs (B, K) is above an equal share of the vocabulary, where overlaps
+    are measured too."""
+    found = torch.full_like(student.entropy, torch.nan)
+    if logprobs.shape[-1]:
+        found[student.compared] = logprobs[student.compared].amax(-1) + math.log(student.lp.shape[-1])
+    return found
+
+
+def _sparse(
+    weights: Tensor, term: Sparse, overlap: Tensor, sharpness: Tensor, shown: Expected | None, gradient: Gradient
+) -> Measured:
     gradient.add_sparse(weights, term)
-    return Measured(weighted(weights, term.value), term.shown, overlap, term.mass, shown)
+    return Measured(weighted(weights, term.value), term.shown, overlap, term.mass, sharpness, shown)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.judgments import Baselines
+from pipeline.lookout import Watch
 from pipeline.mixing import MixState
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.display import Display
     from pipeline.ranks import World
     from pipeline.recipe import Data, Training
+    from pipeline.recipe_guards import Guards
     from pipeline.student import Student
     from pipeline.types import Prompt
     from pipeline.writers import Writer
@@ -62,9 +64,15 @@ class Loop:
     temperature: float
     token_limit: int | None
     stop: tuple[str, ...]
+    guards: Guards
     folder: Path
     display: Display
     log: Callable[[Mapping[str, Any]], None] = _nowhere
+
+    def journal(self, attempt: int) -> Path:
+        """Where rollouts are recorded after so many roll-backs: none is taken for one of another attempt."""
+        folder = self.folder / "journal"
+        return folder / f"attempt-{attempt}" if attempt else folder
 
     @cached_property
     def prompt_of(self) -> dict[str, Prompt]:
@@ -78,6 +86,7 @@ class State:
 
     step: updates made. tokens: completion tokens trained on so far. baselines: of grades. ahead: the prompts of the
     steps after `step` that are drawn already, by id; their rollouts are recorded.
+    watch: what the guards know, and have changed.
     """
 
     step: int
@@ -85,3 +94,31 @@ class State:
     tokens: int = 0
     baselines: Baselines = field(default_factory=Baselines)
     ahead: tuple[tuple[str, ...], ...] = ()
+    watch: Watch = field(default_factory=Watch)
+
+    @property
+    def attempt(self) -> int:
+        """How many roll-backs there were."""
+        return self.watch.rollbacks
+
+    def progress(self) -> dict[str, Any]:
+        """All but the step, as JSON."""
+        return {
+            "mix": self.mix.to_json(),
+            "tokens": self.tokens,
+            "baselines": self.baselines.to_json(),
+            "ahead": self.ahead,
+            "watch": self.watch.to_json(),
+        }
+
+    @staticmethod
+    def of(step: int, saved: Mapping[str, Any]) -> State:
+        """What `progress` gave. A checkpoint of before there were guards has none of theirs."""
+        return State(
+            step,
+            MixState.from_json(saved["mix"]),
+            saved["tokens"],
+            Baselines.from_json(saved["baselines"]),
+            tuple(map(tuple, saved["ahead"])),
+            Watch.from_json(saved.get("watch", {})),
+        )

@@ -5,10 +5,11 @@ Sums are kept per process as plain floats, merged in rank order, and divided onc
 
 from __future__ import annotations
 
-from collections import defaultdict
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, sqrt
 from statistics import fmean
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from pipeline.targets import ANCHOR
 from pipeline.types import Rollout, StepOutput, TrainingBatch
+
+LEAST_SEEN = 8  # tokens, before a teacher is judged by them
+LOOKED_AT = 10_000  # characters of an answer, its last, for repetition
 
 
 @dataclass
@@ -45,6 +49,8 @@ def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
     for index, part in enumerate(batch.parts):
         imitated = (batch.part == index) & (batch.nll_weights != 0)
         sums.add(f"nll/{part}", -output.label_logprobs[imitated])
+    for index, domain in enumerate(batch.domains):
+        sums.add(f"pull/{domain}", output.pull[batch.group == index])
     for asked, target in zip(batch.targets, output.targets, strict=True):
         if asked.divergence.kind == "grade":
             sums.add(f"ratio/{target.teacher}", target.divergence)
@@ -52,6 +58,8 @@ def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
         sums.add(f"kl/teacher/{target.teacher}", target.divergence)
         if target.teacher == ANCHOR:  # not what a domain has left to learn
             continue
+        sums.add(f"sharpness/{target.teacher}", target.sharpness)
+        sums.add(f"sharpness squared/{target.teacher}", target.sharpness.double().square())
         sums.add("overlap", target.overlap)
         sums.add("mass_in_support", target.mass)
         group = batch.group[target.positions]
@@ -97,7 +105,27 @@ def describe(sums: Sums) -> dict[str, Any]:
     for name in ("entropy", "logprob", "overlap", "mass_in_support"):
         if sums.count.get(name):
             line[name] = sums.mean(name)
-    return line
+    return line | _gradient_share(sums) | _sharpness(sums)
+
+
+def _gradient_share(sums: Sums) -> dict[str, Any]:
+    """gradient_share: by domain, of the summed norms of the gradients that reach the student's last hidden states."""
+    prefix = "pull/"
+    pulls = {name.removeprefix(prefix): sums.total[name] for name in sorted(sums.count) if name.startswith(prefix)}
+    whole = sum(pulls.values())
+    return {"gradient_share": {domain: pull / whole for domain, pull in pulls.items()}} if whole > 0 else {}
+
+
+def _sharpness(sums: Sums) -> dict[str, Any]:
+    """sharpness: by teacher, how far its most probable token is above an equal share of the vocabulary, in nats, and
+    how much that differs from token to token; of those that were seen at LEAST_SEEN tokens."""
+    means, squares = _means(sums, "sharpness/"), _means(sums, "sharpness squared/")
+    found = {
+        teacher: {"mean": mean, "deviation": sqrt(max(0.0, squares[teacher] - mean**2))}
+        for teacher, mean in means.items()
+        if sums.count[f"sharpness/{teacher}"] >= LEAST_SEEN
+    }
+    return {"sharpness": found} if found else {}
 
 
 def describe_coverage(parts: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Any]:
@@ -149,7 +177,22 @@ def describe_rollouts(rollouts: Sequence[Rollout], scores: Sequence[float | None
         "length": {"mean": fmean(lengths), "max": max(lengths)},
         "truncated": fmean(rollout.finish_reason == "length" for rollout in rollouts),
         "score": {domain: fmean(values) for domain, values in sorted(by_domain.items())},
+        "domain_rows": dict(sorted(Counter(rollout.prompt.domain for rollout in rollouts).items())),
     }
+
+
+def shrinks(text: str) -> float:
+    """How many times smaller zlib makes the end of a text: about 2 for prose, above 10 for what repeats itself."""
+    end = text[-LOOKED_AT:].encode("utf-8", errors="replace")
+    return len(end) / len(zlib.compress(end)) if end else 0.0
+
+
+def describe_repetition(texts: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """repetition: by domain, how many times smaller zlib makes an answer, on average. texts: (domain, answer)."""
+    found: dict[str, list[float]] = {}
+    for domain, text in texts:
+        found.setdefault(domain, []).append(shrinks(text))
+    return {"repetition": {domain: fmean(values) for domain, values in sorted(found.items())}}
 
 
 def all_finite(value: Any) -> bool:

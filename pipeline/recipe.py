@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, Tag, ValidationInfo, field_validato
 from pipeline.codebase.types import Language, TaskName
 from pipeline.recipe_asking import ByDomain, PoolSettings, Privacy, Routing
 from pipeline.recipe_checks import disagreements
+from pipeline.recipe_guards import Guards
 from pipeline.recipe_losses import Average, Objective
 from pipeline.recipe_values import (
     Decay,
@@ -326,6 +327,7 @@ class RecipeBase(Section):
     privacy: Privacy = Privacy()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    guards: Guards = Guards()
     tracking: tuple[Tracker, ...] = Field((), description="where its numbers are logged too; one name, or several")
 
     @field_validator("tracking", mode="before")

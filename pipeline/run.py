@@ -22,6 +22,7 @@ from pipeline.export.card import describe_result
 from pipeline.export.folders import write_result
 from pipeline.files import read_lines
 from pipeline.job import Job, Parts, build_loop, load_parts, make_accelerator
+from pipeline.keeping import restore_state
 from pipeline.loop import Loop, State
 from pipeline.mixing import MixState
 from pipeline.preflight import preflight
@@ -33,7 +34,7 @@ from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.report.page import write_report
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.tracking import leaks, open_tracking, require_installed
-from pipeline.trainer import advance, peak_bytes, restore_state, train
+from pipeline.trainer import advance, peak_bytes, train
 
 
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
@@ -133,7 +134,8 @@ def _restored(job: Job, loop: Loop) -> State:
     if not found:
         return State(0, MixState())
     state = restore_state(loop, checkpoints.load(found[-1]))
-    job.display.note(f"resuming after step {state.step}")
+    if state.step:
+        job.display.note(f"resuming after step {state.step}")
     return state
 
 

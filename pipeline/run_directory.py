@@ -5,6 +5,7 @@ run.json           status, versions, machine
 tutelage.json      whether it learns from private data, and its teachers' terms; beside each model too
 data.json          the fingerprint of its prompts
 metrics.jsonl      a line per step, the same whenever it is run
+events.jsonl       what guards found and did, checkpoints, teachers that failed; never cut back
 timings.jsonl      seconds and memory per step
 samples.jsonl      a rollout per step, the domains taking turns; of about 500 what was expected at each token
 provenance.jsonl   who gave what for each trained sample
@@ -55,9 +56,10 @@ ADJUSTABLE = (
     *("training.tokens_per_forward", "rollout.rows", "objective.chunk_megabytes"),
     *("training.checkpoint_every", "training.keep_checkpoints", "threads", "tracking"),
 )
-# How hard remote teachers are asked, where they are and what they may cost: what they say stays the same.
+# How hard remote teachers are asked, where they are and what they may cost: what they say stays the same. And guards: a
+# run that one of them stopped may go on without it.
 _HOW_ASKED = re.compile(
-    r"^(pool\.(quorum|below_quorum|budget|journal|model_change|student_price)\b|privacy\.|teachers\.[^.]+\.(limits|budget|price|provider|url|key)\b)"
+    r"^(pool\.(quorum|below_quorum|budget|journal|model_change|student_price)\b|guards\b|privacy\.|teachers\.[^.]+\.(limits|budget|price|provider|url|key)\b)"
 )
 EXTENDABLE = ("training.steps", "teachers.", "data.sources.", "routing", "prepare.", "evaluation.")
 
@@ -192,7 +194,18 @@ def clean_up(folder: Path) -> None:
     for name in ("checkpoints", "journal", "evaluations", "."):
         for path in (folder / name).glob("*.partial"):
             checkpoints.remove(path)
-    step = checkpoints.newest_step(folder / "checkpoints")
+    for path in (folder / "journal").glob("attempt-*/*.partial"):
+        checkpoints.remove(path)
+    cut_to(folder, checkpoints.newest_step(folder / "checkpoints"))
+
+
+def cut_to(folder: Path, step: int) -> None:
+    """Cuts the line files back to a step, and removes what the student after it was found to be."""
     for name in LINE_FILES:
         cut_back(folder / name, step)
-    manifest.prune(folder / "journal", step)
+    for path in (folder / "evaluations").glob("student-*"):
+        found = re.match(r"student-(\d+)\b", path.name)
+        if found and int(found[1]) > step:
+            path.unlink()
+    for journal in (folder / "journal", *(folder / "journal").glob("attempt-*")):
+        manifest.prune(journal, step)

@@ -73,6 +73,16 @@ class Row:
         return self.scored > 0 and (bool(self.scores) or self.supervised > 0)
 
 
+def weighted(rows: Sequence[Row], balance: Mapping[str, float]) -> list[Row]:
+    """The rows, all that pulls on them multiplied by their domain's weight, 1 where it has none."""
+    return [_times(row, balance.get(row.rollout.prompt.domain, 1.0)) for row in rows] if balance else list(rows)
+
+
+def _times(row: Row, weight: float) -> Row:
+    scores = tuple(replace(score, coefficient=score.coefficient * weight) for score in row.scores)
+    return replace(row, scores=scores, supervised=row.supervised * weight)
+
+
 class Count(NamedTuple):
     """Exact, so that the order of summing does not matter."""
 

@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import checkpoint as checkpoints
-from pipeline import manifest
 from pipeline.asking import Asked, joined, rows_of
 from pipeline.checkers import check_all
 from pipeline.early import Early, accumulate, early_of
-from pipeline.errors import RunError
+from pipeline.errors import NotFinite, RunError
 from pipeline.evaluate import answer_text
+from pipeline.events import Event, happened
 from pipeline.files import append_line
 from pipeline.flights import Flight, Flights, asking_now, launch, launch_together, settle, teachers_now
-from pipeline.judgments import Baselines
+from pipeline.keeping import alarm_of, announce, keep_start, roll_back, save_state
+from pipeline.lookout import Alarm, first_alarm, look
 from pipeline.loop import Loop, State
 from pipeline.metrics import (
     Sums,
@@ -34,6 +34,7 @@ from pipeline.metrics import (
     describe,
     describe_coverage,
     describe_judged,
+    describe_repetition,
     describe_rollouts,
     divergence_by,
     merge,
@@ -42,8 +43,8 @@ from pipeline.mixing import MixState, draw, observe
 from pipeline.optim import learning_rate, set_learning_rate
 from pipeline.samples import Kept, keep, line_of, view_of
 from pipeline.screen.view import Moment
-from pipeline.student import Student, load_trainable_state, trainable_state
-from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser
+from pipeline.student import Student
+from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser, weighted
 from pipeline.types import Prompt, Rollout, Shown, TrainingBatch
 from pipeline.writers import REFERENCE, reference_rollout
 from teachers.exchange import Settled
@@ -64,13 +65,24 @@ class Clock:
 
 
 def train(loop: Loop, state: State, after_step: Callable[[State], None]) -> State:
-    """Runs from `state` to the last step, with a checkpoint every so often and at the end."""
+    """Runs from `state` to the last step, with a checkpoint every so often and at the end, and back to one where a
+    guard wants that. Raises the Alarm of a guard that stops the run."""
     flights: Flights = {}
+    keep_start(loop, state)
     while not finished(loop, state):
-        state = advance(loop, state, flights)
-        after_step(state)
-        if state.step % loop.training.checkpoint_every == 0 or finished(loop, state):
-            save_state(loop, state)
+        try:
+            reached = advance(loop, state, flights)
+            after_step(reached)
+            if reached.step % loop.training.checkpoint_every == 0 or finished(loop, reached):
+                save_state(loop, reached)
+        except (Alarm, NotFinite) as trouble:
+            alarm = alarm_of(loop, state, trouble) if isinstance(trouble, NotFinite) else trouble
+            if alarm.raised.action == "stop":
+                raise
+            flights.clear()
+            state = roll_back(loop, state, alarm)
+        else:
+            state = reached
     return state
 
 
@@ -96,10 +108,10 @@ def advance(loop: Loop, state: State, flights: Flights) -> State:
         state = take_off(loop, state, flights)
     flight = flights.pop(step)
     kept = keep(flight.rollouts, step, loop.training.steps)
-    early = early_of(loop, flight, state.baselines, kept.shown)
+    early = early_of(loop, flight, state.baselines, state.watch.balance, kept.shown)
     with clock.phase("teachers"):
         asked, said, waited = _asked(loop, flight, early)
-        rows = [*asked.rows, *_references(loop, flight.mine)]
+        rows = weighted([*asked.rows, *_references(loop, flight.mine)], state.watch.balance)
     clock.seconds |= {"waiting": waited, "early": early.seconds}
     clock.seconds["teachers"] -= early.seconds
     failures = _merge_failures(loop.world.gather(asked.failures))
@@ -108,15 +120,16 @@ def advance(loop: Loop, state: State, flights: Flights) -> State:
             f"step {step}: no row was taught ({failures or 'every answer is empty'}); see what the teachers need"
         )
     with clock.phase("update"):
-        rate = learning_rate(state.step, loop.training, _spent(loop, state))
+        rate = learning_rate(state.step, loop.training, _spent(loop, state)) * state.watch.rate
         sums, grad_norm, seen = update(loop, rows, step, rate, early)
         loop.averages.update()
     clock.seconds["update"] += early.seconds
     scores = score_rollouts(loop, flight.rollouts)
-    line = {
+    line: dict[str, Any] = {
         "step": step,
         **describe(sums),
         **describe_rollouts(flight.rollouts, scores),
+        **describe_repetition(_texts(loop, flight.rollouts)),
         **describe_judged(loop.world.gather(asked.judged)),
         **describe_coverage(loop.world.gather(asked.covered)),
         "failures": failures,
@@ -124,15 +137,22 @@ def advance(loop: Loop, state: State, flights: Flights) -> State:
         "grad_norm": grad_norm,
         "learning_rate": rate,
     }
+    line |= {"attempt": state.attempt} if state.attempt else {}
+    line |= {"balance": dict(state.watch.balance)} if state.watch.balance else {}
+    watch, raised = loop.world.gather(look(loop.guards, state.watch, line))[0]
+    line |= {"guards": [each.to_json() for each in raised]} if raised else {}
     by_domain = divergence_by(sums, "domain")
     mix = observe(state.mix, _by_source(flight.prompts, by_domain)) if by_domain else state.mix
-    reached = State(step, mix, state.tokens + line["tokens"], asked.baselines, state.ahead[1:])
+    reached = State(step, mix, state.tokens + line["tokens"], asked.baselines, state.ahead[1:], watch)
     given = [entry for part in loop.world.gather(asked.given) for entry in part]
     sample = sample_of(loop, kept, seen, scores[kept.place], asked, said)
     if loop.world.is_main:
         record(loop, line, clock, sample, _expected_steps(loop, reached))
         if given:
             append_line(loop.folder / "provenance.jsonl", {"step": step, "samples": given})
+    announce(loop, state, step, raised)
+    if alarm := first_alarm(step, raised):
+        raise alarm
     return reached
 
 
@@ -152,9 +172,11 @@ def take_off(loop: Loop, state: State, flights: Flights) -> State:
         if step not in flights
     }
     if loop.block > 1 and missing:
-        flights.update((flight.step, flight) for flight in launch_together(loop, missing))
+        flights.update((flight.step, flight) for flight in launch_together(loop, missing, state.attempt))
     elif missing:
-        flights.update((step, launch(loop, step, state.step, prompts)) for step, prompts in missing.items())
+        flights.update(
+            (step, launch(loop, step, state.step, prompts, state.attempt)) for step, prompts in missing.items()
+        )
     return state
 
 
@@ -186,7 +208,7 @@ class Updated(NamedTuple):
 
 
 def update(loop: Loop, rows: Sequence[Row], step: int, rate: float, early: Early) -> Updated:
-    """Forwards, backwards, clipping, one optimizer step at `rate`. Raises RunError, before any weight has changed,
+    """Forwards, backwards, clipping, one optimizer step at `rate`. Raises NotFinite, before any weight has changed,
     where a number is not finite.
 
     early: the gradient so far, its weights too small by one factor where some of its rollouts, or of those in `rows`,
@@ -204,7 +226,7 @@ def update(loop: Loop, rows: Sequence[Row], step: int, rate: float, early: Early
     grad_norm = float(loop.accelerator.clip_grad_norm_(loop.student.parameters(), loop.training.clip_norm))
     whole = merge(loop.world.gather(sums))
     if not all_finite({"loss": whole.total["loss"], "grad_norm": grad_norm}):
-        raise RunError(
+        raise NotFinite(
             f"step {step}: not finite: loss {whole.total['loss']:.3g}, gradient norm {grad_norm:.3g}; the weights of "
             f"step {step - 1} were kept. Start another run with a lower training.learning_rate, or in float32"
         )
@@ -231,35 +253,6 @@ def enlarge(student: Student, sums: Sums, factor: float) -> None:
             parameter.grad.mul_(factor)
     for name in ("loss", "nll"):
         sums.total[name] *= factor
-
-
-def save_state(loop: Loop, state: State) -> None:
-    """A checkpoint of `state`, then the journal up to it is no longer needed."""
-    if loop.world.is_main:
-        folder = loop.folder / "checkpoints"
-        progress = {
-            "mix": state.mix.to_json(),
-            "tokens": state.tokens,
-            "baselines": state.baselines.to_json(),
-            "ahead": state.ahead,
-        }
-        value = checkpoints.Checkpoint(
-            state.step, trainable_state(loop.student), loop.optimizer.state_dict(), progress, loop.averages.state()
-        )
-        checkpoints.save(folder, value, keep=loop.training.keep_checkpoints)
-        manifest.prune(loop.folder / "journal", state.step)
-    loop.world.wait()
-
-
-def restore_state(loop: Loop, value: checkpoints.Checkpoint) -> State:
-    """Puts a checkpoint's weights and optimizer into the loop and returns the state it was made from."""
-    load_trainable_state(loop.student, value.weights)
-    loop.optimizer.load_state_dict(dict(value.optimizer))
-    loop.averages.load(value.averages)
-    saved = value.progress
-    ahead = tuple(map(tuple, saved["ahead"]))
-    baselines = Baselines.from_json(saved["baselines"])
-    return State(value.step, MixState.from_json(saved["mix"]), saved["tokens"], baselines, ahead)
 
 
 def score_rollouts(loop: Loop, rollouts: Sequence[Rollout]) -> list[float | None]:
@@ -295,12 +288,22 @@ def sample_of(
     return line | next(known for known in loop.world.gather(view) if known is not None)
 
 
+def _texts(loop: Loop, rollouts: Sequence[Rollout]) -> list[tuple[str, str]]:
+    """The domain and the text of what the student or a teacher wrote."""
+    written = [rollout for rollout in rollouts if rollout.writer != REFERENCE]
+    return [(rollout.prompt.domain, loop.student.lm.tokenizer.decode(rollout.completion_ids)) for rollout in written]
+
+
 def record(loop: Loop, line: Mapping[str, Any], clock: Clock, sample: Mapping[str, Any], steps: int) -> None:
     """The step, of `steps` in all, in metrics and timings, and one of its rollouts in samples."""
     step = line["step"]
     timings = {"step": step, "processes": loop.world.size, "seconds": clock.seconds, "peak_bytes": peak_bytes()}
     if line["failures"]:
         loop.display.warn(f"step {step}: teachers failed: {line['failures']}")
+    for teacher, reasons in line["failures"].items():
+        said = f"{teacher} did not answer: {', '.join(f'{reason} ({count})' for reason, count in reasons.items())}"
+        count = float(sum(reasons.values()))
+        happened(loop.folder, Event(step, "fault", "teacher", said, teacher, count, attempt=line.get("attempt", 0)))
     append_line(loop.folder / "metrics.jsonl", line)
     append_line(loop.folder / "timings.jsonl", timings)
     loop.log(line)

@@ -215,7 +215,8 @@ class TargetOutput:
 
     divergence (n,) fp32: the value per token, before weights; for a grade the importance ratio as it counted. overlap
     (n,) fp32: the share of the student's top-k that is in the teacher's, NaN where it was not measured. mass (n,) fp32:
-    the student's probability on the teacher's kept entries; NaN where there are none.
+    the student's probability on the teacher's kept entries; NaN where there are none. sharpness (n,) fp32: nats from an
+    equal share of the vocabulary to the teacher's most probable entry, NaN where it was not measured.
     """
 
     teacher: str
@@ -223,17 +224,20 @@ class TargetOutput:
     divergence: Tensor
     overlap: Tensor
     mass: Tensor
+    sharpness: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class StepOutput:
     """`Student.forward`: loss, a scalar attached to the graph (zero, and attached, for an empty batch); the rest
-    detached. entropy, label_logprobs (N,) fp32 of the student. nll: the supervised part of the loss, a scalar. shown:
-    None where the batch shows nothing."""
+    detached. entropy, label_logprobs (N,) fp32 of the student. nll: the supervised part of the loss, a scalar. pull
+    (N,) fp32: the norm of d loss / d hidden of each scored token, NaN where no gradient was wanted. shown: None where
+    the batch shows nothing."""
 
     loss: Tensor
     nll: Tensor
     entropy: Tensor
     label_logprobs: Tensor
     targets: tuple[TargetOutput, ...]
+    pull: Tensor
     shown: Shown | None = None

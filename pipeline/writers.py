@@ -25,13 +25,21 @@ from teachers.pool import Pool
 from teachers.types import Chat, Message, Segment
 
 REFERENCE = "reference"
+ANOTHER = 1_000_003  # from the seed of one attempt to that of the next
 
 
 class Writer(Protocol):
     def __call__(
-        self, prompts: Sequence[Prompt], step: int, *, version: int = 0, on_finished: OnFinished | None = None
+        self,
+        prompts: Sequence[Prompt],
+        step: int,
+        *,
+        version: int = 0,
+        attempt: int = 0,
+        on_finished: OnFinished | None = None,
     ) -> list[Rollout]:
         """The rollouts of `prompts` in `step`, in their order. version: updates in the weights that write.
+        attempt: roll-backs so far; after each the same prompts in the same step get other random numbers.
 
         on_finished: called with those that are finished, while others are still being written.
         """
@@ -48,11 +56,21 @@ def student_writer(lm: CausalLM, settings: SamplingSettings, seed: int, products
     generator = LocalGenerator(lm, products)
 
     def write(
-        prompts: Sequence[Prompt], step: int, *, version: int = 0, on_finished: OnFinished | None = None
+        prompts: Sequence[Prompt],
+        step: int,
+        *,
+        version: int = 0,
+        attempt: int = 0,
+        on_finished: OnFinished | None = None,
     ) -> list[Rollout]:
         rendered = [(prompt, render(prompt.conversation, lm.tokenizer)) for prompt in prompts]
         return generator.generate(
-            rendered, settings, seed=seed, step=step, policy_version=version, on_finished=on_finished
+            rendered,
+            settings,
+            seed=seed + attempt * ANOTHER,
+            step=step,
+            policy_version=version,
+            on_finished=on_finished,
         )
 
     return write
@@ -62,7 +80,12 @@ def reference_writer(lm: CausalLM) -> Writer:
     """The prompts' own references. Raises DataError for a prompt that has none."""
 
     def write(
-        prompts: Sequence[Prompt], step: int, *, version: int = 0, on_finished: OnFinished | None = None
+        prompts: Sequence[Prompt],
+        step: int,
+        *,
+        version: int = 0,
+        attempt: int = 0,
+        on_finished: OnFinished | None = None,
     ) -> list[Rollout]:
         return [reference_rollout(prompt, lm) for prompt in prompts]
 
@@ -117,7 +140,12 @@ def teacher_writer(
     """Each prompt is answered by the teacher with the largest share of it, and becomes a supervised row."""
 
     def write(
-        prompts: Sequence[Prompt], step: int, *, version: int = 0, on_finished: OnFinished | None = None
+        prompts: Sequence[Prompt],
+        step: int,
+        *,
+        version: int = 0,
+        attempt: int = 0,
+        on_finished: OnFinished | None = None,
     ) -> list[Rollout]:
         by_teacher: dict[str, list[Prompt]] = {}
         for prompt in prompts:
@@ -125,7 +153,7 @@ def teacher_writer(
         written: dict[str, list[Rollout]] = {}
         for teacher, group in by_teacher.items():
             with pool.writing(teacher) as lm:
-                for rollout in student_writer(lm, settings, seed)(group, step):
+                for rollout in student_writer(lm, settings, seed)(group, step, attempt=attempt):
                     written.setdefault(rollout.prompt.prompt_id, []).append(_as_sample(rollout, teacher, student))
         return [rollout for prompt in prompts for rollout in written[prompt.prompt_id]]
 

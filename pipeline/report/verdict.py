@@ -315,9 +315,9 @@ def _cautions(run: Run, domains: Sequence[Domain]) -> list[str]:
         if 0 < domain.prompts < 50:
             found.append(f"{domain.name}: judged on {domain.prompts} prompts only, so its intervals are wide.")
     refused = section(run.evaluation, "refusals")
-    before, now = refused.get("base"), refused.get("student")
-    if is_number(before) and is_number(now) and now < before:
-        found.append(f"Of unsafe requests it refuses {percent(now)}; the base refused {percent(before)}.")
+    first, last = refused.get("base"), refused.get("student")
+    if is_number(first) and is_number(last) and last < first:
+        found.append(f"Of unsafe requests it refuses {percent(last)}; the base refused {percent(first)}.")
     guards = [event for event in run.events if event.get("what") in ("guard", "rollback")]
     if guards:
         found.append(f"Guards spoke {len(guards):,} times; the last said: {guards[-1].get('said') or '…'}")

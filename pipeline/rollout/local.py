@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import DataError, RunError
+from pipeline.errors import DataError, NotFinite
 from pipeline.rollout.decoding import Engine
 from pipeline.rollout.lean import engine_for
 from pipeline.rollout.protocol import OnFinished, SamplingSettings
@@ -75,7 +75,7 @@ class LocalGenerator:
         Raises:
             DataError: a prompt is empty, or leaves no room for `max_new_tokens` in the model's context.
             ModelError: the model has no cache to decode with.
-            RunError: the model's logits are not finite numbers.
+            NotFinite: the model's logits are not finite numbers.
         """
         for prompt, prompt_ids in prompts:
             _check_length(prompt, prompt_ids, settings, self.lm.context)
@@ -147,7 +147,7 @@ def _record(
         if draft.finish is not None:
             continue
         if model_logprobs[place] != model_logprobs[place]:  # NaN
-            raise RunError(
+            raise NotFinite(
                 f"prompt {group[index].prompt.prompt_id}: the model's logits are not finite numbers; "
                 "go back to an earlier checkpoint and lower training.learning_rate"
             )

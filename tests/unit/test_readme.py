@@ -17,8 +17,11 @@ from typer.testing import CliRunner
 
 from pipeline import run_directory
 from pipeline.cli import app
+from pipeline.guards import RECENT, WINDOW
+from pipeline.lookout import QUIET
 from pipeline.recipe import DistillRecipe, Recipe, SftRecipe
 from pipeline.recipe_file import load_recipe
+from pipeline.recipe_guards import NAMES, Action, Guards
 from pipeline.run_directory import EXTENDABLE
 from pipeline.tasks import DOMAINS
 from pipeline.types import DivergenceKind
@@ -218,6 +221,19 @@ def test_every_cell_of_the_comparison_says_where_it_was_seen() -> None:
         lines = rows_of(seen.partition(f"\n## {peer}\n")[2].partition("\n## ")[0])
         assert [[row[0], row[column]] for row in rows] == [line[:2] for line in lines]
         assert all(len(line) == 3 and len(line[2]) > 20 for line in lines)
+
+
+def test_guards_are_as_in_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (\S+) \| `(\w+)` \|$", section("Guards"), flags=re.MULTILINE)
+    fields = {name: Guards.model_fields[name] for name in NAMES}
+    assert rows == [
+        (name, str(field.description).removesuffix("; off: none"), f"{field.default.threshold:g}", field.default.action)
+        for name, field in fields.items()
+    ]
+    says = section("Guards")
+    assert re.findall(r"^- `(\w+)`", says, flags=re.MULTILINE) == list(get_args(Action))
+    assert f"the last {RECENT} steps with the first {RECENT} of the last {WINDOW}" in says
+    assert f"every {QUIET} steps at most" in " ".join(says.split())
 
 
 def test_what_extend_may_change() -> None:

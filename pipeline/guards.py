@@ -1,0 +1,173 @@
+"""What goes wrong in training, told from the last lines of metrics alone. Pure functions; imports no torch.
+
+Growth and falls are those of the last RECENT steps' mean against that of the first RECENT in the window, with none in
+common: what comes within WINDOW steps is seen, what takes hundreds is learning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+Line = Mapping[str, Any]
+
+WINDOW = 32  # lines
+RECENT = 4  # of them on either side of a comparison
+LEAST_KL = 0.05  # nats; a KL that grows by less is noise, whatever it is times the other
+
+READ = (
+    *("step", "length", "truncated", "repetition", "entropy", "overlap", "kl", "score"),
+    *("gradient_share", "domain_rows", "mass_in_support", "sharpness"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a guard found. subject: a domain or a teacher, None for the whole run. said: one plain sentence."""
+
+    name: str
+    subject: str | None
+    value: float
+    threshold: float
+    said: str
+
+
+Found = tuple[str | None, float]  # a subject and its value
+Detector = Callable[[Sequence[Line]], Iterator[Found]]
+
+
+def findings(name: str, window: Sequence[Line], threshold: float) -> list[Finding]:
+    """What the guard called `name` finds in `window`, oldest line first; nothing at the threshold itself."""
+    detector, says, below = DETECTORS[name]
+    return [
+        Finding(name, subject, value, threshold, says.format(subject=subject, value=value, threshold=threshold))
+        for subject, value in detector(window)
+        if (value < threshold if below else value > threshold)
+    ]
+
+
+def seen(line: Line) -> dict[str, Any]:
+    """The part of a metrics line that detectors read."""
+    return {name: line[name] for name in READ if name in line}
+
+
+# ---- what is compared ----
+
+
+def _sides(window: Sequence[Line], *path: str) -> Iterator[tuple[str | None, float, float]]:
+    """(subject, mean before, mean now) of a number, or of each one in a table by subject; those that are measured often
+    enough."""
+    rows = [value for line in window if (value := _at(line, path)) is not None]
+    if rows and isinstance(rows[0], Mapping):
+        for subject in sorted({name for row in rows for name in row}):
+            yield from _two(subject, [row[subject] for row in rows if subject in row])
+    else:
+        yield from _two(None, rows)
+
+
+def _two(subject: str | None, values: Sequence[float]) -> Iterator[tuple[str | None, float, float]]:
+    if len(values) >= 2 * RECENT:
+        yield subject, fmean(values[:RECENT]), fmean(values[-RECENT:])
+
+
+def _at(line: Line, path: Sequence[str]) -> Any:
+    value: Any = line
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _means(window: Sequence[Line], *path: str) -> dict[str, float]:
+    """Means over the last RECENT lines, by subject; none before there are as many."""
+    if len(window) < RECENT:
+        return {}
+    rows = [value for line in window[-RECENT:] if (value := _at(line, path))]
+    return {name: fmean(row[name] for row in rows if name in row) for name in sorted({n for row in rows for n in row})}
+
+
+# ---- the detectors ----
+
+
+def _times(*path: str) -> Detector:
+    def grown(window: Sequence[Line]) -> Iterator[Found]:
+        return ((subject, now / before) for subject, before, now in _sides(window, *path) if before > 0)
+
+    return grown
+
+
+def _more(*path: str) -> Detector:
+    return lambda window: ((subject, now - before) for subject, before, now in _sides(window, *path))
+
+
+def _less(*path: str) -> Detector:
+    return lambda window: ((subject, before - now) for subject, before, now in _sides(window, *path))
+
+
+def _fallen(window: Sequence[Line]) -> Iterator[Found]:
+    return ((subject, before / max(now, 1e-9)) for subject, before, now in _sides(window, "entropy"))
+
+
+def _diverging(window: Sequence[Line]) -> Iterator[Found]:
+    for subject, before, now in _sides(window, "kl", "domain"):
+        if now - before > LEAST_KL:
+            yield subject, now / max(before, 1e-9)
+
+
+def _repeating(window: Sequence[Line]) -> Iterator[Found]:
+    yield from (window[-1].get("repetition") or {}).items() if window else ()
+
+
+def pulls(window: Sequence[Line]) -> dict[str, float]:
+    """Each domain's gradient per row, over that of a row of the others: above 1, it pulls harder than they do."""
+    share, rows = _means(window, "gradient_share"), _means(window, "domain_rows")
+    found = {}
+    for domain in share:
+        others = [name for name in share if name != domain]
+        rest, of_rest = sum(share[name] for name in others), sum(rows.get(name, 0.0) for name in others)
+        if rest > 0 and of_rest and rows.get(domain):
+            found[domain] = (share[domain] / rows[domain]) / (rest / of_rest)
+    return found
+
+
+def _outside(window: Sequence[Line]) -> Iterator[Found]:
+    recent = [line["mass_in_support"] for line in window[-RECENT:] if "mass_in_support" in line]
+    if len(recent) == RECENT:
+        yield None, 1 - fmean(recent)
+
+
+def _sharpness(which: str) -> Detector:
+    """Of the last line: a teacher that answers so teaches nothing from the first step on."""
+
+    def found(window: Sequence[Line]) -> Iterator[Found]:
+        for teacher, value in (window[-1].get("sharpness") or {}).items() if window else ():
+            yield teacher, value[which]
+
+    return found
+
+
+# By guard: what finds values, what is said of one beyond the threshold, whether beyond is below.
+DETECTORS: Mapping[str, tuple[Detector, str, bool]] = {
+    "not_finite": (
+        lambda window: iter(((None, float(window[-1].get("not_finite", 0))),) if window else ()),
+        "a loss, a gradient or a weight is not finite", False,
+    ),
+    "repetition": (_repeating, "answers in {subject} repeat themselves: zlib shrinks them {value:.3g} times", False),
+    "length": (_times("length", "mean"), "answers have become {value:.3g} times as long", False),
+    "truncation": (_more("truncated"), "{value:.0%} more of the answers are cut at the limit", False),
+    "entropy": (_fallen, "the student's entropy has fallen {value:.3g} times", False),
+    "overlap": (_less("overlap"), "student and teachers have {value:.2g} less of their best tokens in common", False),
+    "kl": (_diverging, "the KL to the teachers of {subject} has grown {value:.3g} times", False),
+    "score": (_less("score"), "the score in {subject} has fallen by {value:.2g}", False),
+    "gradient": (
+        lambda window: iter(pulls(window).items()),
+        "a row of {subject} pulls {value:.3g} times as hard as one of the other domains", False,
+    ),
+    "mass": (_outside, "{value:.0%} of the student's mass lies outside of what the teachers give", False),
+    "uniform": (
+        _sharpness("mean"), "{subject} finds all tokens equally good: its best is {value:.2g} nats above a mean one",
+        True,
+    ),
+    "stale": (_sharpness("deviation"), "{subject} gives the same answer at every token", True),
+}  # fmt: skip
