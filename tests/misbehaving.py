@@ -48,7 +48,7 @@ def repeating(folder: Path) -> Settings:
 
 
 def flat(folder: Path) -> Settings:
-    """A student that has learned one of two domains, and a teacher that answers uniform log-probabilities in the other."""
+    """A student that has learned one of two domains; in the other its teacher answers uniform log-probabilities."""
     student = save_echo(folder / "echo", 2)
     settings = longer(folder, **{"student.model": student, "rollout.samples_per_prompt": 2})
     models = {DOMAINS[0]: save_echo(folder / "flat", 0), DOMAINS[1]: student}
