@@ -1,20 +1,23 @@
 """What goes wrong in training, told from the last lines of metrics alone. Pure functions; imports no torch.
 
 Growth and falls are those of the last RECENT steps' mean against that of the first RECENT in the window, with none in
-common: what comes within WINDOW steps is seen, what takes hundreds is learning.
+common: what comes within WINDOW steps is seen, what takes hundreds is learning. They count where they are NOISE times
+their own standard error: steps of few prompts go up and down by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from math import sqrt
+from statistics import fmean, variance
 from typing import Any
 
 Line = Mapping[str, Any]
 
 WINDOW = 32  # lines
 RECENT = 4  # of them on either side of a comparison
+NOISE = 5.0  # standard errors; few values on either side make these uncertain themselves
 LEAST_KL = 0.05  # nats; a KL that grows by less is noise, whatever it is times the other
 
 READ = (
@@ -69,7 +72,10 @@ def _sides(window: Sequence[Line], *path: str) -> Iterator[tuple[str | None, flo
 
 def _two(subject: str | None, values: Sequence[float]) -> Iterator[tuple[str | None, float, float]]:
     if len(values) >= 2 * RECENT:
-        yield subject, fmean(values[:RECENT]), fmean(values[-RECENT:])
+        first, last = values[:RECENT], values[-RECENT:]
+        before, now = fmean(first), fmean(last)
+        if abs(now - before) > NOISE * sqrt((variance(first) + variance(last)) / RECENT):
+            yield subject, before, now
 
 
 def _at(line: Line, path: Sequence[str]) -> Any:

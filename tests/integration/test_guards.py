@@ -76,7 +76,7 @@ def test_a_teacher_of_uniform_logprobs_stops_the_run(tmp_path: Path) -> None:
     (line,) = lines(tmp_path / "guarded")
     assert [(g["name"], g["subject"], g["action"]) for g in line["guards"]][:1] == [("uniform", DOMAINS[0], "stop")]
     assert line["kl"]["domain"][DOMAINS[1]] < 1e-6  # its student is what it was: at no distance from the good teacher
-    assert lines(without)[-1]["kl"]["domain"][DOMAINS[1]] > 0.2
+    assert lines(without)[-1]["kl"]["domain"][DOMAINS[1]] > 0.1
     recipe = tmp_path / "guarded.yaml"
     resumed = run_here(recipe, "guards.uniform=warn", resume=True)
     assert len(lines(resumed)) == 16
@@ -85,7 +85,7 @@ def test_a_teacher_of_uniform_logprobs_stops_the_run(tmp_path: Path) -> None:
 def test_a_learning_rate_that_is_much_too_high(tmp_path: Path) -> None:
     settings = too_fast(tmp_path)
     without = made(tmp_path, settings, "without", {})
-    guarded = made(tmp_path, settings, "guarded", {"kl": "lower_rate", "rate_factor": 0.01})
+    guarded = made(tmp_path, settings, "guarded", {"kl": "roll_back", "rate_factor": 0.01})
     assert any(each["name"] == "kl" for each in events(guarded, "guard"))
     assert last(guarded, "kl") < 0.7 * last(without, "kl")
     assert lines(guarded)[-1]["learning_rate"] < lines(without)[-1]["learning_rate"]

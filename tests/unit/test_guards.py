@@ -42,14 +42,14 @@ EDGES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str | Non
     ("repetition", {}, {"repetition": {"a": 10.0}}, {"repetition": {"a": 10.01}}, "a"),
     ("length", length(10), length(20), length(20.01), None),
     ("truncation", {"truncated": 0.0}, {"truncated": 0.3}, {"truncated": 0.31}, None),
-    ("entropy", {"entropy": 1.0}, {"entropy": 0.2}, {"entropy": 0.199}, None),
+    ("entropy", {"entropy": 1.0}, {"entropy": 0.05}, {"entropy": 0.0499}, None),
     ("overlap", {"overlap": 0.1}, {"overlap": 0.0}, {"overlap": -0.01}, None),
-    ("kl", {"kl": {"domain": {"a": 0.5}}}, {"kl": {"domain": {"a": 1.0}}}, {"kl": {"domain": {"a": 1.01}}}, "a"),
-    ("score", {"score": {"a": 0.2}}, {"score": {"a": 0.0}}, {"score": {"a": -0.01}}, "a"),
+    ("kl", {"kl": {"domain": {"a": 0.5}}}, {"kl": {"domain": {"a": 1.5}}}, {"kl": {"domain": {"a": 1.51}}}, "a"),
+    ("score", {"score": {"a": 0.3}}, {"score": {"a": 0.0}}, {"score": {"a": -0.01}}, "a"),
     ("gradient", share(0.5), share(10 / 11 - 1e-9), share(0.91), "a"),
     ("mass", {}, {"mass_in_support": 0.5}, {"mass_in_support": 0.49}, None),
     ("uniform", {}, sharp(0.05, 1.0), sharp(0.049, 1.0), "t"),
-    ("stale", {}, sharp(3.0, 1e-4), sharp(3.0, 0.9e-4), "t"),
+    ("stale", {}, sharp(3.0, 1e-6), sharp(3.0, 0.9e-6), "t"),
 ]
 
 
@@ -82,6 +82,14 @@ def test_growth_needs_two_sides(name: str) -> None:
 def test_a_small_kl_may_grow() -> None:
     small, grown = ({"kl": {"domain": {"a": value}}} for value in (0.001, 0.05))
     assert findings("kl", window(small, grown), 2.0) == []
+
+
+def test_steps_that_go_up_and_down_are_no_fall() -> None:
+    """A mean that falls by 0.4 among steps that differ by as much, and one that falls by 0.4 among steady ones."""
+    restless, steady = ([0.9, 0.3, 0.8, 0.4, 0.1, 0.6, -0.1, 0.2], [0.6, 0.61, 0.59, 0.6, 0.2, 0.21, 0.19, 0.2])
+    for values, told in ((restless, False), (steady, True)):
+        lines = [{"step": step, "score": {"a": value}} for step, value in enumerate(values, start=1)]
+        assert bool(findings("score", lines, 0.3)) is told
 
 
 def test_a_domain_that_appears_late_has_no_past() -> None:
@@ -171,13 +179,13 @@ def test_each_roll_back_lowers_the_rate_further_and_one_done_twice_counts_once()
 
 def test_short_forms() -> None:
     guards = Guards.model_validate(
-        {"repetition": "off", "kl": "warn", "length": 3, "score": {"action": "stop"}, "mass": False}
+        {"repetition": "off", "kl": "lower_rate", "length": 3, "score": {"action": "stop"}, "mass": False}
     )
     assert guards.repetition is guards.mass is None
     assert "repetition" not in guards.on()
-    assert (guards.kl.threshold, guards.kl.action) == (2, "warn")  # type: ignore[union-attr]
+    assert (guards.kl.threshold, guards.kl.action) == (3, "lower_rate")  # type: ignore[union-attr]
     assert (guards.length.threshold, guards.length.action) == (3, "warn")  # type: ignore[union-attr]
-    assert (guards.score.threshold, guards.score.action) == (0.2, "stop")  # type: ignore[union-attr]
+    assert (guards.score.threshold, guards.score.action) == (0.3, "stop")  # type: ignore[union-attr]
     assert Guards.model_validate(json.loads(guards.model_dump_json())) == guards
 
 
