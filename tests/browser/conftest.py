@@ -29,8 +29,9 @@ def missing(what: str) -> None:
     pytest.skip(what)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Closed before the next file's tests: while it is open a loop runs in this thread, where others start theirs."""
     path = shutil.which("chromium")
     if path is None:
         missing("no chromium: apt-get install chromium")
