@@ -197,7 +197,7 @@ def test_a_private_run_asks_nobody_who_is_not_allowed(base: Path, talker: Talker
 
 def test_mistakes_are_one_line(base: Path, tmp_path: Path) -> None:
     assert "no such folder" in failed(tmp_path / "nothing", "--once", "x")
-    assert "step 7 is not kept; kept: 60" in failed(base, "--step", "7", "--once", "x")
+    assert "step 7 is not kept; kept: 0, 60" in failed(base, "--step", "7", "--once", "x")
     assert "there is base" in failed(base, "--against", "ada", "--once", "x")
     self_taught = with_teachers(base, tmp_path / "run", me={"kind": "self"})
     assert "is the student itself" in failed(self_taught, "--against", "me", "--once", "x")

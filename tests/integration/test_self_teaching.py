@@ -65,7 +65,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
         patch.setattr(trainer, "update", stop_in_the_fourth)
         with pytest.raises(Stop):
             run_here(recipe, f"output={stopped}")
-    (newest,) = list_checkpoints(stopped / "checkpoints")
+    *_, newest = list_checkpoints(stopped / "checkpoints")
     assert newest.name == "step-000002"
     weights = load_file(newest / "weights.safetensors")
     averages = {name.removeprefix("0.3/"): value for name, value in load_file(newest / "averages.safetensors").items()}
