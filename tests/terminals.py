@@ -17,8 +17,6 @@ import pyte
 
 from tests.runs import command, environment
 
-CLEANED = 20.0  # seconds
-
 
 class Terminal:
     """A process on a terminal of so many columns and rows. `raw` is all that it wrote."""
@@ -43,19 +41,11 @@ class Terminal:
             self.process.send_signal(signal.SIGWINCH)
 
     def read_until(self, seen: Callable[[str], bool], seconds: float = 200) -> str:
-        """Reads until the screen's text is as wanted. Fails where the process ends or time is up before.
-
-        A frame that was drawn for another size while this screen took its own can leave the two apart by some rows,
-        which people mend with Ctrl-L: an empty screen, every now and then, on which the next frame stands alone.
-        """
+        """Reads until the screen's text is as wanted. Fails where the process ends or time is up before."""
         end = time.monotonic() + seconds
-        clean = time.monotonic() + CLEANED
         while not seen(self.text):
             assert time.monotonic() < end, self.text
             assert self._read(1.0), self.text
-            if time.monotonic() > clean:
-                clean += CLEANED
-                self.screen.reset()
         return self.text
 
     def read_to_end(self) -> int:

@@ -1,4 +1,4 @@
-"""The live screen of real runs on a pseudo-terminal: what is seen, other sizes, no colour, Ctrl-C, watching."""
+"""The live screen of real runs on a pseudo-terminal: what is seen, no colour, Ctrl-C, watching."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def stepping(text: str) -> bool:
 
 
 def test_a_run_shows_its_screen_and_leaves_the_terminal_clean(tmp_path: Path) -> None:
-    terminal = Terminal("run", str(recipe(tmp_path, 60)))
+    terminal = Terminal("run", str(recipe(tmp_path, 200)))
     text = terminal.read_until(stepping)
-    for said in ("run › training to step 60", "kl sorting", "length", "truncated", "score addition", "tokens/s"):
+    for said in ("run › training to step 200", "kl sorting", "length", "truncated", "score addition", "tokens/s"):
         assert said in text
     assert terminal.read_to_end() == 0
     assert COLOUR.search(terminal.raw)
@@ -38,14 +38,9 @@ def test_a_run_shows_its_screen_and_leaves_the_terminal_clean(tmp_path: Path) ->
     assert "tokens/s" not in terminal.text
 
 
-def test_ctrl_c_and_resizing(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_the_terminal_clean(tmp_path: Path) -> None:
     terminal = Terminal("run", str(recipe(tmp_path, 5000)))
     terminal.read_until(stepping)
-    terminal.resize(40, 12)
-    narrow = terminal.read_until(lambda text: stepping(text) and "score" not in text.splitlines()[-1])
-    assert len(narrow.splitlines()) <= 12
-    terminal.resize(120, 40)
-    terminal.read_until(lambda text: any(len(line) > 60 and "loss" in line for line in text.splitlines()))
     os.kill(terminal.process.pid, signal.SIGINT)
     assert terminal.read_to_end() == 130
     assert terminal.raw.rindex(SHOWN) > terminal.raw.rindex(HIDDEN)
