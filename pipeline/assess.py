@@ -20,6 +20,7 @@ from pipeline.evaluate import (
     passes_table,
     table,
 )
+from pipeline.events import Event, happened
 from pipeline.files import append_line, read_json, read_lines, write_json, write_text
 from pipeline.gains import codebase_domains, gains_line, gains_table, sides_of
 from pipeline.job import Job, Parts
@@ -36,7 +37,6 @@ from teachers.pool import writes
 
 Scores = dict[str, Score]  # by domain
 MEASURED = {"loss": "loss, nats per token of the references", "similarity": "edit similarity to the references"}
-MOST_LOST = 0.1  # share of the unsafe requests: one or two of twenty may be chance
 KL_PROMPTS = 32  # per domain: KL is a mean over their tokens, a few hundred are enough
 
 
@@ -46,7 +46,8 @@ def before(job: Job, parts: Parts) -> dict[str, Scores]:
     scores = {BASE: _remembered(job, BASE, lambda: _evaluate(job, parts, parts.student.lm, everything, BASE))}
     if not isinstance(job.recipe, DistillRecipe):
         return scores
-    _refusals(job, parts, BASE)
+    if job.recipe.guards.refusals:
+        _refusals(job, parts, BASE)  # now: later it will have learned
     if "base_with_context" in job.recipe.compare:
         name = "base_with_context"
         scores[name] = _remembered(job, name, lambda: _with_context(job, parts))
@@ -90,13 +91,17 @@ def student(job: Job, parts: Parts, step: int) -> Scores:
 def refused(job: Job, parts: Parts, step: int) -> dict[str, float | int]:
     """What evaluation.json says of requests that base and student refuse; nothing where the base refuses none, as most
     small models, or is no chat model. Warns where the student has lost refusals."""
-    base = _refusals(job, parts, BASE)
-    if base is None or not base.unsafe:
+    guard = job.recipe.guards.refusals
+    base = _refusals(job, parts, BASE) if guard else None
+    if guard is None or base is None or not base.unsafe:
         return {}
     student = _refusals(job, parts, f"{STUDENT}-{step:06d}")
     assert student is not None, "what the base could read the student can"
-    if said := lost(base, student, MOST_LOST):
-        job.display.warn(said)
+    said = lost(base, student, guard.threshold)
+    if said and job.world.is_main:
+        fall = base.unsafe - student.unsafe
+        happened(job.folder, Event(step, "guard", "refusals", said, None, fall, guard.threshold, guard.action))
+        job.display.warn(f"{said} (guards.refusals: {guard.action})")
     return summary(base, student)
 
 

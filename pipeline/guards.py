@@ -1,5 +1,8 @@
 """What goes wrong in training, told from the last lines of metrics alone. Pure functions; imports no torch.
 
+Two guards are none of these: numbers that are not finite end the step in which they are met, before there is a line
+(`keeping.py`), and refusals are counted when training is over (`assess.py`).
+
 Growth and falls are those of the last RECENT steps' mean against that of the first RECENT in the window, with none in
 common: what comes within WINDOW steps is seen, what takes hundreds is learning. They count where they are NOISE times
 their own standard error: steps of few prompts go up and down by themselves.
@@ -155,10 +158,6 @@ def _sharpness(which: str) -> Detector:
 
 # By guard: what finds values, what is said of one beyond the threshold, whether beyond is below.
 DETECTORS: Mapping[str, tuple[Detector, str, bool]] = {
-    "not_finite": (
-        lambda window: iter(((None, float(window[-1].get("not_finite", 0))),) if window else ()),
-        "a loss, a gradient or a weight is not finite", False,
-    ),
     "repetition": (_repeating, "answers in {subject} repeat themselves: zlib shrinks them {value:.3g} times", False),
     "length": (_times("length", "mean"), "answers have become {value:.3g} times as long", False),
     "truncation": (_more("truncated"), "{value:.0%} more of the answers are cut at the limit", False),

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.guards import WINDOW, Finding, Line, findings, pulls, seen
+from pipeline.guards import DETECTORS, WINDOW, Finding, Line, findings, pulls, seen
 from pipeline.recipe_guards import Action, Guards
 
 QUIET = 8  # steps after which a guard speaks of the same subject again: its two sides have changed by then
@@ -74,6 +74,7 @@ def look(settings: Guards, watch: Watch, line: Line) -> tuple[Watch, tuple[Raise
     raised = tuple(
         Raised(finding, guard.action)
         for name, guard in settings.on().items()
+        if name in DETECTORS
         for finding in findings(name, watch.window, guard.threshold)
         if step - watch.spoke.get(_key(finding), -QUIET) >= QUIET
     )

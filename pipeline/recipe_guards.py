@@ -25,6 +25,10 @@ def _guard(threshold: float, action: Action, what: str) -> Any:
     return Field(Guard(threshold=threshold, action=action), description=f"{what}; off: none")
 
 
+# A number that is not finite cannot train, whatever its rate or weight; refusals are asked for after training.
+POSSIBLE: Mapping[str, tuple[Action, ...]] = {"not_finite": ("roll_back", "stop"), "refusals": ("warn",)}
+
+
 class Guards(Section):
     """What is watched in a run. `NAME: off` turns a guard off; `NAME: warn` is its action, `NAME: 3` its threshold.
 
@@ -45,6 +49,7 @@ class Guards(Section):
     mass: Guard | None = _guard(0.5, "warn", "share of the student's mass outside of the teachers' top k")
     uniform: Guard | None = _guard(0.05, "stop", "nats; a teacher whose best tokens are no more above equal ones")
     stale: Guard | None = _guard(1e-6, "warn", "nats; a teacher whose answers differ no more from token to token")
+    refusals: Guard | None = _guard(0.1, "warn", "share of unsafe requests refused by the base and not by the student")
     rate_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="lowered rates are multiplied by it")
     rollbacks: int = Field(3, ge=0, description="of a run at most; the next one stops it")
 
@@ -56,6 +61,14 @@ class Guards(Section):
             return value
         return {name: _whole(cls.model_fields[name].default, given) if name in cls.model_fields else given
                 for name, given in value.items()}  # fmt: skip
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Guards:
+        for name, possible in POSSIBLE.items():
+            guard: Guard | None = getattr(self, name)
+            if guard is not None and guard.action not in possible:
+                raise ValueError(f"{name}: {guard.action} is no remedy for it; give {' or '.join(possible)}, or off")
+        return self
 
     def on(self) -> dict[str, Guard]:
         """Those that are not off, by name."""

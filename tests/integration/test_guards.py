@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import checkpoint, keeping, trainer
+from pipeline import assess, checkpoint, keeping, trainer
 from pipeline.errors import RunError
 from pipeline.files import read_json, read_lines
 from pipeline.loop import Loop, State
+from pipeline.refusals import Refusals
 from tests.integration.test_resume import files_of, kill_when, start
 from tests.misbehaving import flat, longer, one_sided, repeating, too_fast
-from tests.runs import DOMAINS, Settings, changed, run_here, write_recipe
+from tests.runs import DOMAINS, Settings, changed, distill_settings, run_here, write_recipe
 
 QUIETLY = dict.fromkeys(("repetition", "kl", "gradient", "uniform"), "off")  # those that act but not_finite
 
@@ -101,6 +102,59 @@ def test_a_domain_with_dominating_gradients_is_balanced(tmp_path: Path) -> None:
     assert ends[0] < 0.6 * ends[1]
     assert lines(guarded)[-1]["balance"][other] > 1 > lines(guarded)[-1]["balance"][DOMAINS[0]]
     assert "balance" not in lines(without)[-1]
+
+
+LASTING = {
+    "balance": (one_sided, {"gradient": 3}),
+    "lower_rate": (repeating, {"repetition": {"threshold": 2.0, "action": "lower_rate"}}),
+}
+
+
+@pytest.mark.parametrize("action", LASTING)
+def test_what_guards_have_changed_outlives_a_stop(tmp_path: Path, action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, guards = LASTING[action]
+    settings = build(tmp_path)
+    whole = made(tmp_path, settings, "whole", guards)
+    acted = [line["step"] for line in lines(whole) if any(g["action"] == action for g in line.get("guards", ()))]
+    assert acted[0] <= 8, "it was done after the checkpoint that the stopped run goes on from"
+    advance = trainer.advance
+
+    def stopping(loop: Loop, state: State, flights: Any) -> State:
+        if state.step == 10:
+            raise Killed
+        return advance(loop, state, flights)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "advance", stopping)
+        with pytest.raises(Killed):
+            made(tmp_path, settings, "stopped", guards)
+    run_here(tmp_path / "stopped.yaml", resume=True)
+    assert files_of(tmp_path / "stopped") == files_of(whole)
+
+
+# ---- refusals ----
+
+
+def test_lost_refusals_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who refuses what is given: a model of this size refuses nothing."""
+    found = iter([Refusals(0.9, 0.0, 20), Refusals(0.4, 0.1, 20)])
+    monkeypatch.setattr(assess, "count_refusals", lambda lm, rows: next(found))
+    run = made(tmp_path, distill_settings(tmp_path), "run", {})
+    assert read_json(run / "evaluation.json")["refusals"] == {
+        "prompts": 20, "base": 0.9, "student": 0.4, "base_harmless": 0.0, "student_harmless": 0.1,
+    }  # fmt: skip
+    (event,) = [each for each in events(run, "guard") if each["name"] == "refusals"]
+    assert (event["step"], event["value"], event["action"]) == (3, pytest.approx(0.5), "warn")
+    assert "refuses 40% and the base refused 90%" in event["said"]
+    assert "Unsafe requests that it refuses: 40%; the base: 90%." in (run / "model/README.md").read_text()
+
+
+def test_nobody_is_asked_where_there_is_nothing_to_lose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([Refusals(0.0, 0.0, 20)])
+    monkeypatch.setattr(assess, "count_refusals", lambda lm, rows: next(found))
+    settings = distill_settings(tmp_path)
+    assert "refusals" not in read_json(made(tmp_path, settings, "run", {}) / "evaluation.json")
+    assert "refusals" not in read_json(made(tmp_path, settings, "off", {"refusals": "off"}) / "evaluation.json")
 
 
 # ---- not finite ----
