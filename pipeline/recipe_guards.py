@@ -15,7 +15,7 @@ Action = Literal["warn", "lower_rate", "balance", "roll_back", "stop"]
 class Guard(Section):
     """One guard."""
 
-    model_config = example("{threshold: 3, action: lower_rate}")
+    model_config = example("{threshold: 0, action: stop}")
 
     threshold: float = Field(ge=0, allow_inf_nan=False, description="the value that is still fine")
     action: Action = Field(description="what is done beyond it")
