@@ -40,7 +40,9 @@ OVERLAP_STRIDE = 16  # overlap is measured at every 16th scored token of a batch
 # A block's buffers, 2 MiB each, stay in the cache. Smaller ones gain little, and where other processes compete
 # for the cores every operation on them waits for the slowest thread.
 _BLOCK_ENTRIES = 2**19
+_BLOCK_ROWS = 128  # elsewhere: so many that a kernel's launch is no longer what an operation on them costs
 _STEADY = 64  # rows
+_HEAD_ROWS = 2**12  # of the head's gradient, added at once
 
 
 def fused_loss(
@@ -186,8 +188,10 @@ class _Student:
             real = self.weight_grad[: self.head.size]
             if gradient.dtype == real.dtype:
                 real.addmm_(gradient.T, scaled)
-            else:
-                real.add_(torch.mm(gradient.T, scaled))
+            else:  # a part of the matrix at a time: the product in the other dtype is not as large as the head
+                for first in range(0, len(real), _HEAD_ROWS):
+                    part = slice(first, first + _HEAD_ROWS)
+                    real[part].add_(torch.mm(gradient[:, part].T, scaled))
 
     def pull(self) -> Tensor:
         """(N,) the norm of each token's gradient; before backward, which multiplies gradients in place."""
@@ -296,9 +300,10 @@ def _rows_at_once(run: _Pass, group: Group, heads: Mapping[str, HeadWeights]) ->
     sides = [(student.head, student.rows.dtype), *((head, matrix.dtype) for head, matrix in teachers)]
     buffers = buffers_at_once(sides, student.accurate) * size * student.accurate.itemsize
     together = max(1, run.chunk_bytes // (raw + buffers))
-    if student.hidden.device.type != "cpu":
-        return together, together  # there a kernel's launch costs more than a cache saves
-    block = min(together, max(torch.get_num_threads(), _BLOCK_ENTRIES // size))
+    if student.hidden.device.type == "cpu":
+        block = min(together, max(torch.get_num_threads(), _BLOCK_ENTRIES // size))
+    else:
+        block = min(together, _BLOCK_ROWS)
     rows = max(block, (run.chunk_bytes - block * buffers) // raw)
     return rows - rows % _STEADY or rows, block  # where products come in few shapes, no row of a full chunk is padding
 

@@ -21,7 +21,7 @@ Line = Mapping[str, Any]
 WINDOW = 32  # lines
 RECENT = 4  # of them on either side of a comparison
 NOISE = 5.0  # standard errors; few values on either side make these uncertain themselves
-LEAST_KL = 0.05  # nats; a KL that grows by less is noise, whatever it is times the other
+LEAST_KL = 0.3  # nats; less is what a domain pays that begins at none, where the teacher is the student itself
 
 READ = (
     *("step", "length", "truncated", "repetition", "entropy", "overlap", "kl", "score"),

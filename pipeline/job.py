@@ -44,6 +44,8 @@ from teachers.types import Conversation
 
 WRITTEN_TOGETHER = 16  # steps of teachers' answers; a teacher that writes six rows at a time takes as long as for fifty
 
+# Of logits held at once. A CPU is as quick with few rows of them; a GPU wants hundreds in a product.
+CHUNK_MEGABYTES = {"cpu": 64, "gpu": 1024}
 COUNTED = 65_536  # texts whose tokens are remembered: the same functions belong to many places
 
 
@@ -103,13 +105,14 @@ def load_parts(job: Job) -> Parts:
     require(prompts, recipe.training.prompts_per_step)
     if job.world.is_main:
         same_data(job.folder, prompts.fingerprint)
-    chunk = recipe.objective.chunk_megabytes if isinstance(recipe, DistillRecipe) else 64
+    device = job.accelerator.device
+    chunk = recipe.objective.chunk_megabytes if isinstance(recipe, DistillRecipe) else None
     student = load_student(
         recipe.student,
         model_path=model_path,
         seed=recipe.seed,
-        chunk_bytes=chunk << 20,
-        device=job.accelerator.device,
+        chunk_bytes=(chunk or CHUNK_MEGABYTES["cpu" if device.type == "cpu" else "gpu"]) << 20,
+        device=device,
     )
     tokenizer = student.lm.tokenizer
     written = isinstance(recipe, DistillRecipe) or recipe.answers == "teachers"
@@ -129,7 +132,7 @@ def load_parts(job: Job) -> Parts:
         recipe.teachers,
         student.lm,
         shared=student.shared_bases(),
-        device=job.accelerator.device,
+        device=device,
         resolve=lambda model, what: resolve(job, model, what),
         selves=selves,
         tools=_tools(job, student),

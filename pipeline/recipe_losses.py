@@ -183,7 +183,9 @@ class Objective(Section):
     average: Average = "trajectory"
     anchor: float = Field(0.0, ge=0, description="weight of reverse KL to the initial student")
     reference: float = Field(0.0, ge=0, description="weight of supervised loss on the prompts' references")
-    chunk_megabytes: Positive = Field(64, description="logits held at once; lower it when memory runs out")
+    chunk_megabytes: Positive | None = Field(
+        None, description="logits held at once; 64 on a CPU, 1024 on a GPU; lower it when memory runs out"
+    )
 
     def as_divergence(self) -> Divergence:
         return Divergence(**self.divergence.model_dump())

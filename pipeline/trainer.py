@@ -232,6 +232,7 @@ def update(loop: Loop, rows: Sequence[Row], step: int, rate: float, early: Early
         )
     set_learning_rate(loop.optimizer, rate)
     loop.optimizer.step()
+    loop.optimizer.zero_grad(set_to_none=True)  # they are as large as the weights, and rollouts need the room
     return Updated(whole, grad_norm, seen)
 
 
