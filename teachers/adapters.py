@@ -61,6 +61,7 @@ def build(name: str, config: AdapterTeacher, models: Models) -> HiddenStateTeach
 def add_adapter(model: nn.Module, folder: str, *, name: str) -> tuple[PeftModel, str]:
     """Loads the LoRA adapter in `folder` (or of the hub) into `model`, frozen; returns the peft model and peft's name.
 
+    It gets the base's dtype: in fp32, as peft would have it, ten of them take twice the memory and longer to multiply.
     A model that has adapters already keeps its active one, its modes and what it trains. A plain one is changed in
     place and wrapped. peft's name is free of the teacher's: peft finds an adapter's tensors by a part of their names.
 
@@ -78,10 +79,12 @@ def add_adapter(model: nn.Module, folder: str, *, name: str) -> tuple[PeftModel,
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers renames in version 6
             if not is_adapted(model):
-                wrapped = get_peft_model(model, config, adapter_name=adapter)
+                wrapped = get_peft_model(model, config, adapter_name=adapter, autocast_adapter_dtype=False)
                 wrapped.requires_grad_(False).eval()
             with left_as_it_was(wrapped):
-                result = wrapped.load_adapter(folder, adapter_name=adapter, torch_device=device)
+                result = wrapped.load_adapter(
+                    folder, adapter_name=adapter, torch_device=device, autocast_adapter_dtype=False
+                )
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise TeacherError(_cannot_load(name, folder, error)) from error
     except RuntimeError as error:
