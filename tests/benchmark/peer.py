@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -71,26 +72,23 @@ def shape_lengths(shape: Shape) -> tuple[int, ...]:
 def save_ending_student(source: Path, folder: Path, most: int) -> None:
     """The student of `source`, its head changed so that the end token has about MEAN_SHARE / `most` everywhere.
 
-    The token's row becomes the mean of the hidden states, made as long as that takes: lengths are then nearly
-    geometric.
+    The token's row is fitted to that over the hidden states that follow the prompts: lengths are then geometric.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source / "student")
     model = AutoModelForCausalLM.from_pretrained(source / "student")
-    end = tokenizer.convert_tokens_to_ids(END)
-    ids = torch.randint(0, len(tokenizer), (16, 64), generator=torch.Generator().manual_seed(0))
+    texts = [json.loads(line)["text"] for line in (source / "teacher-0.jsonl").read_text("utf-8").splitlines()[:64]]
+    read = torch.tensor([tokenizer.encode(text, add_special_tokens=False) for text in texts])
+    # Random weights write random tokens.
+    written = torch.randint(0, len(tokenizer), (len(texts), most), generator=torch.Generator().manual_seed(0))
+    share = MEAN_SHARE / most
     with torch.no_grad():
-        hidden = model.model(input_ids=ids).last_hidden_state.flatten(0, 1)
-        others = (hidden @ model.lm_head.weight.T).logsumexp(-1)
-        direction = hidden.mean(0) / hidden.mean(0).norm()
-        low, high = 0.0, 1_000.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            share = (middle * (hidden @ direction) - others).sigmoid().mean()
-            low, high = (middle, high) if share < MEAN_SHARE / most else (low, middle)
-        model.lm_head.weight[end] = low * direction
+        states = model.model(input_ids=torch.cat([read, written], 1)).last_hidden_state
+        hidden = states[:, read.shape[1] :].flatten(0, 1)[:: most // 8]
+        wanted = (hidden @ model.lm_head.weight.T).logsumexp(-1) + math.log(share / (1 - share))
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids(END)] = torch.linalg.lstsq(hidden, wanted).solution
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
