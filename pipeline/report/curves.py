@@ -87,7 +87,7 @@ KINDS = (
          ("length/mean", "length/max")),
     Kind("truncated", _WRITING, "Answers cut off", "share", "The share that ran out of room.",
          ("truncated", "truncated/*")),
-    Kind("repetition", _WRITING, "Repetition", "", "How well answers compress; above 10 they repeat themselves.",
+    Kind("repetition", _WRITING, "Repetition", "share", "Of the answers, those that say the same again and again.",
          ("repetition", "repetition/*")),
     Kind("learning_rate", _MACHINE, "Learning rate", "", "", ("learning_rate",)),
     Kind("grad_norm", _MACHINE, "Gradient norm", "", "Before clipping.", ("grad_norm",)),
