@@ -65,9 +65,9 @@ def one_sided(folder: Path) -> Settings:
     return changed(longer(folder), {f"teachers.{DOMAINS[0]}.model": save_echo(folder / "echo", 30)})
 
 
-def too_fast(folder: Path) -> Settings:
-    """A student that has hardly anything to learn, and a learning rate that is much too high once it is warm."""
-    changes = {"training.learning_rate": 0.3, "training.warmup_steps": 12, "training.steps": 24}
+def too_fast(folder: Path, rate: float = 0.3) -> Settings:
+    """A student that has hardly anything to learn, and a learning rate that is too high once it is warm."""
+    changes = {"training.learning_rate": rate, "training.warmup_steps": 12, "training.steps": 24}
     settings = longer(folder, **changes, **{"student.model": save_echo(folder / "echo", 2)})
     teacher = save_echo(folder / "louder", 2.2)
     return changed(settings, {f"teachers.{name}.model": teacher for name in DOMAINS})
@@ -156,7 +156,7 @@ def dragged(folder: Path) -> Fault:
     """A student that is as the teacher of one domain wants it, and the teacher of another, which most prompts are of."""
     good = prose(ENGLISH, 0.05)
     data = told_apart_by_nothing(folder, ("", ""), **{DOMAINS[1]: 3.0})
-    return Fault(taught(folder, good, [good, prose(RARE, 0.05)], 2e-3, data=data), good)
+    return Fault(taught(folder, good, [good, prose(RARE, 0.05)], 1e-3, data=data), good)
 
 
 def forgetting(folder: Path) -> Fault:
@@ -180,10 +180,3 @@ def stuck(folder: Path) -> Fault:
     """One teacher gives the same answer at every token, and the student is as the other one wants it."""
     good = prose(ENGLISH, 0.05)
     return Fault(taught(folder, good, [{OTHERS: RARE}, good], 3e-3), good)
-
-
-def overshooting(folder: Path, rate: float = 5e-3) -> Fault:
-    """Good teachers, not far away, and a rate that rises until it is too high."""
-    changes = {"training.warmup_steps": 32, "training.steps": 40}
-    good = prose(SWAPPED, 0.05)
-    return Fault(taught(folder, prose(ENGLISH, 0.05), [good] * 2, rate, **changes), good)
