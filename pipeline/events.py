@@ -33,7 +33,7 @@ class Event:
 def happened(folder: Path, event: Event) -> bool:
     """Adds a line; not a second time where a resumed run comes to the same event again. Whether it was new.
 
-    Lines are compared as they are written: nothing is parsed, and 10,000 of them are searched in a millisecond.
+    Lines are compared as they are written: nothing is parsed, and 10,000 of them are searched in three milliseconds.
     """
     path, line = folder / FILE, asdict(event)
     written = f"\n{json.dumps(line, ensure_ascii=False)}\n".encode()

@@ -24,7 +24,7 @@ Line = Mapping[str, Any]
 WINDOW = 32  # lines
 RECENT = 4  # of them on either side of a comparison
 NOISE = 4.0  # standard errors
-LEAST_KL = 0.2  # nats; one to the student as it was begins at 0, and grew by 0.13 in a sound run (recipes/codebase.yaml)
+LEAST_KL = 0.2  # nats; that to the student as it was begins at 0, and grows to 0.13 in recipes/codebase.yaml
 
 READ = (
     *("step", "length", "truncated", "repetition", "entropy", "overlap", "kl", "score"),

@@ -38,7 +38,7 @@ class Guards(Section):
     model_config = example("{length: 3, kl: warn, overlap: off}")
 
     not_finite: Guard | None = _guard(0, "roll_back", "numbers in a step that are not finite")
-    repetition: Guard | None = _guard(0.1, "roll_back", "growth of the share of a domain's answers that repeat themselves")
+    repetition: Guard | None = _guard(0.1, "roll_back", "growth of the share of answers that repeat themselves")
     length: Guard | None = _guard(2, "warn", "growth of the mean length, times")
     truncation: Guard | None = _guard(0.3, "warn", "growth of the share of answers that are cut")
     entropy: Guard | None = _guard(10, "warn", "fall of the student's entropy, times")

@@ -153,7 +153,7 @@ def looping(folder: Path) -> Fault:
 
 
 def dragged(folder: Path) -> Fault:
-    """A student that is as the teacher of one domain wants it, and the teacher of another, which most prompts are of."""
+    """A student that is as the teacher of one domain wants it, and another's teacher, who has most prompts."""
     good = prose(ENGLISH, 0.05)
     data = told_apart_by_nothing(folder, ("", ""), **{DOMAINS[1]: 3.0})
     return Fault(taught(folder, good, [good, prose(RARE, 0.05)], 1e-3, data=data), good)

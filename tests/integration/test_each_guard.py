@@ -1,4 +1,4 @@
-"""Each guard against the fault that it is for, at its default threshold: it speaks, and what is kept is better for it."""
+"""Each guard against the fault that it is for, at its default threshold: it speaks, and what is kept is better."""
 
 from __future__ import annotations
 

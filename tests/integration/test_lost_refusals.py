@@ -39,7 +39,8 @@ def careful(tmp_path_factory: pytest.TempPathFactory) -> str:
     others = [(text, REFUSAL) for text in UNSAFE + FICTION] + [(text, CONSENT) for text in HARMLESS]
     rows = {}
     for text, answer in own + others:
-        asked = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
+        said = [{"role": "user", "content": text}]
+        asked = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
         whole = tokenizer.encode(asked + answer + tokenizer.eos_token, add_special_tokens=False)
         rows[text] = (whole, len(tokenizer.encode(asked, add_special_tokens=False)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

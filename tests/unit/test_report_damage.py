@@ -14,13 +14,27 @@ from pipeline.report.page import run_page
 from pipeline.report.read import read_run
 from tests.run_directories import Size, make_run, write, write_lines
 
-STRANGE: tuple[Any, ...] = (None, "x", -1, 2.5, True, float("nan"), float("inf"), [], [1], [["x"]], {}, {"a": 1}, {"a": []})
+STRANGE: tuple[Any, ...] = (
+    None,
+    "x",
+    -1,
+    2.5,
+    True,
+    float("nan"),
+    float("inf"),
+    [],
+    [1],
+    [["x"]],
+    {},
+    {"a": 1},
+    {"a": []},
+)
 FILES = (
     *("metrics.jsonl", "timings.jsonl", "samples.jsonl", "events.jsonl", "provenance.jsonl", "tutelage.json"),
     *("data.json", "run.json", "evaluation.json", "ledger.json", "recipe.yaml"),
     *("evaluations/base.json", "evaluations/base.samples.jsonl", "evaluations/student-000004.json"),
 )
-EACH = 6  # pages of every file; `python -m tests.unit.test_report_damage` makes them all
+EACH = 6  # pages of every file
 
 
 @pytest.fixture
@@ -48,12 +62,16 @@ def test_any_value_of_a_file_may_be_another(run: Path, name: str) -> None:
 def damaged(path: Path) -> Iterator[tuple[str, str]]:
     """(the file with one of its values, or one of the first lines', in turn made each strange one; which)."""
     text = path.read_text()
-    values = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
+    values = [json.loads(line) for line in lines_of(text)] if path.suffix == ".jsonl" else [json.loads(text)]
     for number, value in enumerate(values[:3]):
         for place in places(value):
             for strange in STRANGE:
                 others = [*values[:number], replaced(value, place, strange), *values[number + 1 :]]
                 yield "".join(f"{json.dumps(other)}\n" for other in others), f"{place}: {strange}"
+
+
+def lines_of(text: str) -> list[str]:
+    return text.removesuffix("\n").split("\n")  # splitlines would end lines at \u2028 too
 
 
 def places(value: Any) -> Iterator[tuple[Any, ...]]:
@@ -75,7 +93,7 @@ def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
 
 def test_what_could_not_be_read_is_said(run: Path) -> None:
     assert read_run(run).unread == ()
-    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in lines_of((run / "samples.jsonl").read_text())]
     lines[0]["top"] = [["a"]]
     write_lines(run / "samples.jsonl", lines)
     write(run / "evaluations" / "base.json", {"math": {"mean": "high"}})
@@ -89,24 +107,3 @@ def test_what_could_not_be_read_is_said(run: Path) -> None:
     page = run_page(run, with_texts=True)
     assert "Not all of the run is here: samples.jsonl: 1 line could not be read, and left out." in page
     assert read_run(run).step == 4
-
-
-if __name__ == "__main__":
-    import sys
-    import traceback
-
-    folder = small(Path(sys.argv[1]) / "run")
-    failed = set()
-    for name in FILES:
-        kept = (folder / name).read_text()
-        for text, where in damaged(folder / name):
-            (folder / name).write_text(text)
-            try:
-                run_page(folder, with_texts=True)
-            except Exception as error:
-                last = traceback.extract_tb(error.__traceback__)[-1]
-                failed.add((name, where, f"{type(error).__name__} {error} {last.filename.split('/')[-1]}:{last.lineno}"))
-        (folder / name).write_text(kept)
-    for one in sorted(failed):
-        print(*one)
-    print(len(failed))
