@@ -164,7 +164,15 @@ def forgetting(folder: Path) -> Fault:
     good = saying("yes")
     changes = {"data": told_apart_by_nothing(folder, ("yes", "nob")), "rollout.max_new_tokens": 8}
     return Fault(
-        taught(folder, good, [good, saying("nob")], 1e-3, **changes, **{"evaluation.prompts_per_domain": 8}), good
+        taught(
+            folder,
+            good,
+            [good, saying("nob")],
+            1e-3,
+            **changes,
+            **{"evaluation.prompts_per_domain": 8, "evaluation.samples": 4},
+        ),
+        good,
     )
 
 

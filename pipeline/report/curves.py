@@ -173,10 +173,11 @@ def flat_series(run: Run, dollars: Mapping[str, Series]) -> dict[str, dict[int, 
     found: dict[str, dict[int, float]] = {}
     whole = 0.0
     for step, line in _stepped(run.metrics):
-        for key, value in _flat(line):
+        values = dict(_flat(line))
+        for key, value in values.items():
             found.setdefault(key, {})[step] = value
-        if "nll" in line and "loss" in line and isinstance(line["loss"], int | float) and run.teachers:
-            found.setdefault("divergence", {})[step] = line["loss"] - line["nll"]
+        if "nll" in values and "loss" in values and run.teachers:
+            found.setdefault("divergence", {})[step] = values["loss"] - values["nll"]
         whole += number(line.get("tokens"))
         if "tokens" in line:
             found.setdefault("cumulative/tokens", {})[step] = whole

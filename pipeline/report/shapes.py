@@ -52,11 +52,14 @@ class Judged(BaseModel):
 
 class Sample(BaseModel):
     step: Count = 0
+    domain: str | None = None
+    writer: str | None = None
+    finish_reason: str | None = None
     score: Finite | None = None
     tokens: list[Any] | None = None
     logprobs: Numbers = None
     top: Choices = None
-    segments: list[Any] | None = None
+    segments: list[tuple[str, Count, Count]] | None = None
     teachers: dict[str, Taught] = {}
     judgments: dict[str, Judged] = {}
 

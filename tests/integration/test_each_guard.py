@@ -63,7 +63,7 @@ def test_what_is_kept_is_better_than_without_the_guard(tmp_path: Path, guard: st
         assert last(guarded, guard) < 0.1 < 0.8 < last(without, guard)
     if guard == "score":  # of held-out prompts
         scores = [read_json(run / "evaluation.json")["domains"][DOMAINS[0]]["student"] for run in (guarded, without)]
-        assert scores[0] > 0.8 > 0.2 > scores[1]
+        assert scores[0] > scores[1] + 0.3
 
 
 @pytest.mark.parametrize("action", ["roll_back", "lower_rate"])

@@ -41,7 +41,7 @@ def last(run: Path, name: str) -> float:
     return sum(sum(row.values()) / len(row) for row in rows) / len(rows)
 
 
-ROLLS_BACK: dict[str, Any] = {"repetition": "roll_back", "rate_factor": 0.5}
+ROLLS_BACK: dict[str, Any] = {"repetition": "roll_back", "rate_factor": 0.3}
 ALWAYS = {"threshold": 100}  # nats, of `stale`: every teacher's answers differ by less
 
 
