@@ -25,6 +25,7 @@ WINDOW = 32  # lines
 RECENT = 4  # of them on either side of a comparison
 NOISE = 4.0  # standard errors
 LEAST_KL = 0.2  # nats; that to the student as it was begins at 0, and grows to 0.13 in recipes/codebase.yaml
+LEAST_LOOPS = 3  # answers of the last RECENT steps; one or two that repeat themselves are chance
 
 READ = (
     *("step", "length", "truncated", "repetition", "entropy", "overlap", "kl", "score"),
@@ -121,6 +122,13 @@ def _fallen(window: Sequence[Line]) -> Iterator[Found]:
     return ((subject, before / max(now, 1e-9)) for subject, before, now in _sides(window, "entropy"))
 
 
+def _looping(window: Sequence[Line]) -> Iterator[Found]:
+    rows = _means(window, "domain_rows")
+    for subject, before, now in _sides(window, "repetition"):
+        if subject is not None and now * RECENT * rows[subject] >= LEAST_LOOPS:
+            yield subject, now - before
+
+
 def _diverging(window: Sequence[Line]) -> Iterator[Found]:
     for subject, before, now in _sides(window, "kl", "domain"):
         if now - before > LEAST_KL:
@@ -157,7 +165,7 @@ def _sharpness(which: str) -> Detector:
 
 # By guard: what finds values, what is said of one beyond the threshold, whether beyond is below.
 DETECTORS: Mapping[str, tuple[Detector, str, bool]] = {
-    "repetition": (_more("repetition"), "{value:.0%} more of the answers in {subject} repeat themselves", False),
+    "repetition": (_looping, "{value:.0%} more of the answers in {subject} repeat themselves", False),
     "length": (_times("length", "mean"), "answers have become {value:.3g} times as long", False),
     "truncation": (_more("truncated"), "{value:.0%} more of the answers are cut at the limit", False),
     "entropy": (_fallen, "the student's entropy has fallen {value:.3g} times", False),

@@ -48,7 +48,7 @@ def longer(folder: Path, **changes: object) -> Settings:
 def repeating(folder: Path) -> Settings:
     """Both teachers pull to repetition."""
     teacher = {"kind": "transformers", "model": save_echo(folder / "echo", 12), "dtype": "float32"}
-    changes = {"training.learning_rate": 3e-2, "rollout.max_new_tokens": 80}
+    changes = {"training.learning_rate": 3e-2, "rollout.max_new_tokens": 66}
     return longer(folder, teachers=dict.fromkeys(DOMAINS, teacher), **changes)
 
 
@@ -149,7 +149,7 @@ def one_letter(folder: Path, room: int = 40) -> Fault:
 
 def looping(folder: Path) -> Fault:
     """The same, with answers long enough for zlib to tell."""
-    return one_letter(folder, room=80)
+    return one_letter(folder, room=66)
 
 
 def dragged(folder: Path) -> Fault:

@@ -173,11 +173,11 @@ def flat_series(run: Run, dollars: Mapping[str, Series]) -> dict[str, dict[int, 
     found: dict[str, dict[int, float]] = {}
     whole = 0.0
     for step, line in _stepped(run.metrics):
-        values = dict(_flat(line))
-        for key, value in values.items():
+        flat = dict(_flat(line))
+        for key, value in flat.items():
             found.setdefault(key, {})[step] = value
-        if "nll" in values and "loss" in values and run.teachers:
-            found.setdefault("divergence", {})[step] = values["loss"] - values["nll"]
+        if "nll" in flat and "loss" in flat and run.teachers:
+            found.setdefault("divergence", {})[step] = flat["loss"] - flat["nll"]
         whole += number(line.get("tokens"))
         if "tokens" in line:
             found.setdefault("cumulative/tokens", {})[step] = whole

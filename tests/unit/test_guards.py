@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -32,13 +33,17 @@ def share(a: float) -> dict[str, Any]:
     return {"gradient_share": {"a": a, "b": 1 - a}, "domain_rows": {"a": 2, "b": 2}}
 
 
+def loops(a: float, rows: int = 16) -> dict[str, Any]:
+    return {"repetition": {"a": a}, "domain_rows": {"a": rows}}
+
+
 def sharp(mean: float, deviation: float) -> dict[str, Any]:
     return {"sharpness": {"t": {"mean": mean, "deviation": deviation}}}
 
 
 # name, the lines before, those now at the threshold (fine), those now beyond it, who is found
 EDGES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str | None]] = [
-    ("repetition", {"repetition": {"a": 0.0}}, {"repetition": {"a": 0.1}}, {"repetition": {"a": 0.11}}, "a"),
+    ("repetition", loops(0.0), loops(0.1), loops(0.11), "a"),
     ("length", length(10), length(20), length(20.01), None),
     ("truncation", {"truncated": 0.0}, {"truncated": 0.3}, {"truncated": 0.31}, None),
     ("entropy", {"entropy": 1.0}, {"entropy": 0.1}, {"entropy": 0.0999}, None),
@@ -93,6 +98,30 @@ def test_steps_that_go_up_and_down_are_no_fall() -> None:
         assert bool(findings("score", lines, 0.3)) is told
 
 
+@pytest.mark.parametrize("rows", [4, 16])
+@pytest.mark.parametrize("chance", [0.5, 0.9, 0.97])
+def test_chance_alone_sets_hardly_a_guard_off(chance: float, rows: int) -> None:
+    """Once in a thousand steps of few answers at most, where each is right, loops or is cut by the same chance."""
+    random = Random(f"{chance}/{rows}")
+    said: list[tuple[int, str]] = []
+
+    def drawn(chance: float) -> float:
+        return sum(random.random() < chance for _ in range(rows)) / rows
+
+    for _ in range(5):
+        lines = [
+            {
+                "step": step,
+                "score": {"a": drawn(chance)},
+                "truncated": drawn(1 - chance),
+                **loops(drawn(1 - chance), rows),
+            }
+            for step in range(1, 200)
+        ]
+        said += run(Guards(), lines)[1]
+    assert len(said) <= 1
+
+
 def test_growth_is_not_taken_for_noise() -> None:
     """Answers that grow from the first steps on, as they do where student and teacher end theirs differently."""
     lines = [{"step": step, **length(mean)} for step, mean in enumerate((7, 8, 13, 21, 23, 29, 30, 31), start=1)]
@@ -100,13 +129,10 @@ def test_growth_is_not_taken_for_noise() -> None:
 
 
 def test_one_looping_answer_in_eight_is_seen() -> None:
-    """Of sixteen a step; of two a step it may be chance."""
-    for after, told in ((0.125, True), (0.0625, False)):
-        lines = window({"repetition": {"a": 0.0}}, {"repetition": {"a": after}})
+    """Where there are enough of them: two among eight answers may be chance."""
+    for rows, after, told in ((16, 0.125, True), (16, 0.0625, False), (2, 0.25, False), (2, 0.5, True)):
+        lines = window(loops(0.0, rows), loops(after, rows))
         assert bool(findings("repetition", lines, DEFAULTS["repetition"])) is told
-    shares = (0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0)
-    lines = [{"step": step, "repetition": {"a": share}} for step, share in enumerate(shares, start=1)]
-    assert findings("repetition", lines, DEFAULTS["repetition"]) == []
 
 
 def test_a_domain_that_appears_late_has_no_past() -> None:
