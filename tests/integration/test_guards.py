@@ -52,13 +52,13 @@ def test_teachers_that_pull_to_repetition(tmp_path: Path) -> None:
     assert last(without, "repetition") > 0.8
     assert last(guarded, "repetition") < 0.3
     backs = events(guarded, "rollback")
-    assert [(each["name"], each["value"]) for each in backs] == [("repetition", 8.0), ("repetition", 4.0)]
+    assert [(each["name"], each["value"]) for each in backs] == [("repetition", 12.0), ("repetition", 8.0)]
     assert [line["step"] for line in lines(guarded)] == list(range(1, 17))
-    assert {line.get("attempt") for line in lines(guarded)[4:]} == {2}
+    assert {line.get("attempt") for line in lines(guarded)[8:]} == {2}
     lowered = ROLLS_BACK["rate_factor"] ** 2
     assert lines(guarded)[-1]["learning_rate"] == pytest.approx(lowered * settings["training"]["learning_rate"])
-    assert lines(guarded)[:4] == lines(without)[:4]
-    assert lines(guarded)[4]["kl"] != lines(without)[4]["kl"]  # fresh rollouts
+    assert lines(guarded)[:8] == lines(without)[:8]
+    assert lines(guarded)[8]["kl"] != lines(without)[8]["kl"]  # fresh rollouts
 
 
 def test_roll_backs_come_to_an_end(tmp_path: Path) -> None:
