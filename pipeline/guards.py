@@ -4,24 +4,28 @@ Two guards are none of these: numbers that are not finite end the step in which 
 (`keeping.py`), and refusals are counted when training is over (`assess.py`).
 
 Growth and falls are those of the last RECENT steps' mean against that of the first RECENT in the window, with none in
-common: what comes within WINDOW steps is seen, what takes hundreds is learning. They count where they are NOISE times
-their own standard error: steps of few prompts go up and down by themselves.
+common: what comes within WINDOW steps is seen, what takes hundreds is learning, and what goes wrong before RECENT steps
+are done has nothing sound to be compared with. They count where they are NOISE times their own standard error: steps of
+few prompts go up and down by themselves. How far they do is told from how far each step is from the one before, so that
+growth itself is not taken for noise (von Neumann 1941, the mean square successive difference).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import sqrt
-from statistics import fmean, variance
+from statistics import fmean
 from typing import Any
 
 Line = Mapping[str, Any]
 
 WINDOW = 32  # lines
 RECENT = 4  # of them on either side of a comparison
-NOISE = 5.0  # standard errors; few values on either side make these uncertain themselves
-LEAST_KL = 0.3  # nats; less is what a domain pays that begins at none, where the teacher is the student itself
+NOISE = 4.0  # standard errors
+LEAST_KL = 0.2  # nats; that to the student as it was begins at 0, and grows to 0.13 in recipes/codebase.yaml
+LEAST_LOOPS = 3  # answers of the last RECENT steps; one or two that repeat themselves are chance
 
 READ = (
     *("step", "length", "truncated", "repetition", "entropy", "overlap", "kl", "score"),
@@ -75,9 +79,9 @@ def _sides(window: Sequence[Line], *path: str) -> Iterator[tuple[str | None, flo
 
 def _two(subject: str | None, values: Sequence[float]) -> Iterator[tuple[str | None, float, float]]:
     if len(values) >= 2 * RECENT:
-        first, last = values[:RECENT], values[-RECENT:]
-        before, now = fmean(first), fmean(last)
-        if abs(now - before) > NOISE * sqrt((variance(first) + variance(last)) / RECENT):
+        before, now = fmean(values[:RECENT]), fmean(values[-RECENT:])
+        noise = fmean((later - value) ** 2 for value, later in pairwise(values)) / 2  # of one step, squared
+        if abs(now - before) > NOISE * sqrt(2 * noise / RECENT):
             yield subject, before, now
 
 
@@ -118,14 +122,17 @@ def _fallen(window: Sequence[Line]) -> Iterator[Found]:
     return ((subject, before / max(now, 1e-9)) for subject, before, now in _sides(window, "entropy"))
 
 
+def _looping(window: Sequence[Line]) -> Iterator[Found]:
+    rows = _means(window, "domain_rows")
+    for subject, before, now in _sides(window, "repetition"):
+        if subject is not None and now * RECENT * rows[subject] >= LEAST_LOOPS:
+            yield subject, now - before
+
+
 def _diverging(window: Sequence[Line]) -> Iterator[Found]:
     for subject, before, now in _sides(window, "kl", "domain"):
         if now - before > LEAST_KL:
             yield subject, now / max(before, 1e-9)
-
-
-def _repeating(window: Sequence[Line]) -> Iterator[Found]:
-    yield from (window[-1].get("repetition") or {}).items() if window else ()
 
 
 def pulls(window: Sequence[Line]) -> dict[str, float]:
@@ -158,7 +165,7 @@ def _sharpness(which: str) -> Detector:
 
 # By guard: what finds values, what is said of one beyond the threshold, whether beyond is below.
 DETECTORS: Mapping[str, tuple[Detector, str, bool]] = {
-    "repetition": (_repeating, "answers in {subject} repeat themselves: zlib shrinks them {value:.3g} times", False),
+    "repetition": (_looping, "{value:.0%} more of the answers in {subject} repeat themselves", False),
     "length": (_times("length", "mean"), "answers have become {value:.3g} times as long", False),
     "truncation": (_more("truncated"), "{value:.0%} more of the answers are cut at the limit", False),
     "entropy": (_fallen, "the student's entropy has fallen {value:.3g} times", False),

@@ -133,8 +133,13 @@ def _scores(facts: Facts) -> Iterator[str]:
     judged = [domain for domain in facts.domains if domain.student or domain.base]
     if not any(domain.student for domain in judged):
         yield f"The student was not evaluated at step {facts.step}."
-        if not judged:
-            return
+    if judged:
+        yield from _table_of_scores(facts, judged)
+    if line := refusals_line(facts):
+        yield line
+
+
+def _table_of_scores(facts: Facts, judged: Sequence[Domain]) -> Iterator[str]:
     how = "greedy answers" if facts.samples == 1 else f"means of {facts.samples} sampled answers"
     metrics = list(dict.fromkeys(domain.metric[1] for domain in judged))
     one = metrics[0] if len(metrics) == 1 else None
@@ -146,8 +151,6 @@ def _scores(facts: Facts) -> Iterator[str]:
         yield (
             f"It has {share.value:.3f} of its teachers' mean score, 95% interval [{share.low:.3f}, {share.high:.3f}]."
         )
-    if line := refusals_line(facts):
-        yield line
 
 
 def _score_row(domain: Domain, *, with_metric: bool) -> list[str]:

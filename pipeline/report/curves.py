@@ -87,7 +87,7 @@ KINDS = (
          ("length/mean", "length/max")),
     Kind("truncated", _WRITING, "Answers cut off", "share", "The share that ran out of room.",
          ("truncated", "truncated/*")),
-    Kind("repetition", _WRITING, "Repetition", "", "How well answers compress; above 10 they repeat themselves.",
+    Kind("repetition", _WRITING, "Repetition", "share", "Of the answers, those that say the same again and again.",
          ("repetition", "repetition/*")),
     Kind("learning_rate", _MACHINE, "Learning rate", "", "", ("learning_rate",)),
     Kind("grad_norm", _MACHINE, "Gradient norm", "", "Before clipping.", ("grad_norm",)),
@@ -173,10 +173,11 @@ def flat_series(run: Run, dollars: Mapping[str, Series]) -> dict[str, dict[int, 
     found: dict[str, dict[int, float]] = {}
     whole = 0.0
     for step, line in _stepped(run.metrics):
-        for key, value in _flat(line):
+        flat = dict(_flat(line))
+        for key, value in flat.items():
             found.setdefault(key, {})[step] = value
-        if "nll" in line and "loss" in line and isinstance(line["loss"], int | float) and run.teachers:
-            found.setdefault("divergence", {})[step] = line["loss"] - line["nll"]
+        if "nll" in flat and "loss" in flat and run.teachers:
+            found.setdefault("divergence", {})[step] = flat["loss"] - flat["nll"]
         whole += number(line.get("tokens"))
         if "tokens" in line:
             found.setdefault("cumulative/tokens", {})[step] = whole

@@ -1,20 +1,24 @@
-"""A run directory as values. Every file may be missing, cut off in its last line, or of an older format."""
+"""A run directory as values. Every file may be missing, cut off in its last line, damaged, or of an older format."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import RunError
+from pipeline.report import shapes
+from pipeline.report.shapes import fits
 
 Line = Mapping[str, Any]
 MOST_ROLLOUTS = 500  # whose tokens a page shows
@@ -40,7 +44,8 @@ class Run:
 
     models: evaluation's name (base, teacher-NAME, student-000100, …) -> domain -> its score as the file has it.
     answers: the same names -> the lines of their answers. inner: the runs it prepared or is compared with, by
-    "prepared/NAME" and "compare/NAME", without their samples. private: learned from private texts.
+    "prepared/NAME" and "compare/NAME", without their samples. private: learned from private texts. unread: what of its
+    files could not be read, a sentence each.
     """
 
     folder: Path
@@ -63,6 +68,7 @@ class Run:
     given: Given
     inner: Mapping[str, Run]
     private: bool
+    unread: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -107,40 +113,42 @@ def read_run(folder: Path, *, texts: bool = True) -> Run:
 
 
 def _read(folder: Path, *, texts: bool, given: bool) -> Run:
+    files = _Files(folder)
     recipe_text = _text(folder / "recipe.yaml")
-    recipe, mark = _yaml(recipe_text), _mapping(folder / "tutelage.json")
-    samples = folder / "samples.jsonl"
+    recipe, mark = files.recipe(recipe_text), files.mapping("tutelage.json", shapes.Mark)
     evaluations = folder / "evaluations"
+    left = max((path.name for path in evaluations.glob("kl-*.json")), default=None)
     return Run(
         folder=folder,
         recipe=recipe,
         recipe_text=recipe_text,
-        about=_mapping(folder / "run.json"),
+        about=files.mapping("run.json"),
         mark=mark,
-        data=_mapping(folder / "data.json"),
-        evaluation=_mapping(folder / "evaluation.json"),
-        ledger=_mapping(folder / "ledger.json"),
+        data=files.mapping("data.json"),
+        evaluation=files.mapping("evaluation.json", shapes.Evaluation),
+        ledger=files.mapping("ledger.json", shapes.Ledger),
         models={
-            path.stem: {name: value for name, value in _mapping(path).items() if isinstance(value, dict)}
+            path.stem: files.mapping(f"evaluations/{path.name}", shapes.Scores)
             for path in sorted(evaluations.glob("*.json"))
             if not path.stem.startswith(("kl-", "refusals-"))
         },
         answers={
-            path.name.removesuffix(".samples.jsonl"): tuple(lines(path))
+            path.name.removesuffix(".samples.jsonl"): tuple(files.lines(f"evaluations/{path.name}", shapes.Answered))
             for path in sorted(evaluations.glob("*.samples.jsonl"))
         }
         if texts
         else {},
-        left=_mapping(max(evaluations.glob("kl-*.json"), default=evaluations / "none")),
-        metrics=tuple(lines(folder / "metrics.jsonl")),
-        timings=tuple(lines(folder / "timings.jsonl")),
-        events=tuple(lines(folder / "events.jsonl")),
-        samples=tuple(_spread(samples)) if texts else (),
-        samples_in_all=sum(1 for _ in _raw(samples)),
+        left=files.mapping(f"evaluations/{left}") if left else {},
+        metrics=tuple(files.lines("metrics.jsonl", shapes.Metrics)),
+        timings=tuple(files.lines("timings.jsonl", shapes.Timings)),
+        events=tuple(files.lines("events.jsonl", shapes.Happened)),
+        samples=tuple(files.lines("samples.jsonl", shapes.Sample, _spread(folder / "samples.jsonl"))) if texts else (),
+        samples_in_all=sum(1 for _ in _raw(folder / "samples.jsonl")),
         checkpoints=_checkpoints(folder / "checkpoints"),
-        given=_given(folder / "provenance.jsonl") if given else Given(),
+        given=_given(files.lines("provenance.jsonl", shapes.Provenance)) if given else Given(),
         inner={},
         private=_is_private(folder, recipe, mark),
+        unread=tuple(files.unread),
     )
 
 
@@ -160,18 +168,50 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def number(value: Any) -> int:
-    return int(value) if is_number(value) else 0
+    return int(value) if is_number(value) and isfinite(value) else 0
 
 
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a line file; what is not one, such as a line that is being written, is left out."""
-    for raw in _raw(path):
-        try:
-            value = json.loads(raw)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
+class _Files:
+    """Reads a run's files. unread: what could not be, a sentence each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.unread: list[str] = []
+
+    def mapping(self, name: str, shape: type[BaseModel] = shapes.Anything) -> dict[str, Any]:
+        """A JSON file, an empty mapping where it is missing or no such thing."""
+        path = self._folder / name
+        value = _parsed(_text(path))
+        if path.is_file() and not fits(value, shape):
+            self.unread.append(f"{name} could not be read.")
+            return {}
+        return value or {}
+
+    def lines(self, name: str, shape: type[BaseModel], raw: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Those lines of a JSON lines file that have the shape. raw: of them these only. A last one that is being
+        written is not counted among those that could not be read."""
+        damaged = 0
+        for line in _raw(self._folder / name) if raw is None else raw:
+            value = _parsed(line)
+            if fits(value, shape):
+                yield value
+            elif line.endswith("\n"):
+                damaged += 1
+        if damaged:
+            self.unread.append(f"{name}: {damaged:,} line{'s' * (damaged > 1)} could not be read, and left out.")
+
+    def recipe(self, text: str) -> dict[str, Any]:
+        value = _yaml(text)
+        if value is None:
+            self.unread.append("recipe.yaml could not be read.")
+        return value or {}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _raw(path: Path) -> Iterator[str]:
@@ -180,28 +220,21 @@ def _raw(path: Path) -> Iterator[str]:
             yield from file
 
 
-def _spread(path: Path) -> Iterator[dict[str, Any]]:
+def _spread(path: Path) -> Iterator[str]:
     """At most MOST_ROLLOUTS lines over the whole file; with tokens where any have them. Only these are parsed."""
     with_tokens = ['"tokens":' in raw for raw in _raw(path)]
     wanted = [index for index, has in enumerate(with_tokens) if has or not any(with_tokens)]
     count = min(len(wanted), MOST_ROLLOUTS)
     kept = {wanted[n * (len(wanted) - 1) // max(1, count - 1)] for n in range(count)}
-    for index, raw in enumerate(islice(_raw(path), len(with_tokens))):
-        if index in kept:
-            try:
-                value = json.loads(raw)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value
+    return (raw for index, raw in enumerate(islice(_raw(path), len(with_tokens))) if index in kept)
 
 
-def _given(path: Path) -> Given:
+def _given(lines: Iterable[Line]) -> Given:
     gave: dict[str, dict[str, int]] = {}
     models: dict[str, dict[str, None]] = {}
     shares: dict[str, float] = {}
     count = 0
-    for line in lines(path):
+    for line in lines:
         for sample in line.get("samples") or ():
             count += 1
             for teacher, said in section(sample, "teachers").items():
@@ -233,18 +266,11 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_text(path) or "{}")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 @lru_cache(64)  # a page that is served reads the same recipes again and again
-def _yaml(text: str) -> dict[str, Any]:
+def _yaml(text: str) -> dict[str, Any] | None:
+    """None where it is no mapping."""
     try:
-        value = YAML(typ="safe").load(text)
+        value = YAML(typ="safe").load(text) if text else {}
     except YAMLError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+    return value if isinstance(value, dict) else None

@@ -289,7 +289,7 @@ def _falling(run: Run) -> str:
 
 def _cautions(run: Run, domains: Sequence[Domain]) -> list[str]:
     """What someone should know before using the model, each a sentence."""
-    found: list[str] = []
+    found = [f"Not all of the run is here: {said}" for said in run.unread]
     for domain in domains:
         base, student = domain.of(BASE), domain.of(STUDENT)
         if base is None or student is None:

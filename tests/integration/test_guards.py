@@ -41,29 +41,29 @@ def last(run: Path, name: str) -> float:
     return sum(sum(row.values()) / len(row) for row in rows) / len(rows)
 
 
-ROLLS_BACK = {"repetition": 3.2, "rate_factor": 0.1}
+ROLLS_BACK: dict[str, Any] = {"repetition": "roll_back", "rate_factor": 0.3}
+ALWAYS = {"threshold": 100}  # nats, of `stale`: every teacher's answers differ by less
 
 
 def test_teachers_that_pull_to_repetition(tmp_path: Path) -> None:
     settings = repeating(tmp_path)
     without = made(tmp_path, settings, "without", {})
     guarded = made(tmp_path, settings, "guarded", ROLLS_BACK)
-    assert last(without, "repetition") > 3.2
-    assert last(guarded, "repetition") < 2.5
+    assert last(without, "repetition") > 0.8
+    assert last(guarded, "repetition") < 0.3
     backs = events(guarded, "rollback")
-    assert [(each["name"], each["value"]) for each in backs] == [("repetition", 8.0), ("repetition", 4.0)]
+    assert [(each["name"], each["value"]) for each in backs] == [("repetition", 12.0), ("repetition", 8.0)]
     assert [line["step"] for line in lines(guarded)] == list(range(1, 17))
-    assert {line.get("attempt") for line in lines(guarded)[4:]} == {2}
-    assert lines(guarded)[-1]["learning_rate"] == pytest.approx(0.01 * settings["training"]["learning_rate"])
-    assert lines(guarded)[:4] == lines(without)[:4]
-    assert lines(guarded)[4]["length"] != lines(without)[4]["length"] or (
-        lines(guarded)[4]["repetition"] != lines(without)[4]["repetition"]  # fresh rollouts
-    )
+    assert {line.get("attempt") for line in lines(guarded)[8:]} == {2}
+    lowered = ROLLS_BACK["rate_factor"] ** 2
+    assert lines(guarded)[-1]["learning_rate"] == pytest.approx(lowered * settings["training"]["learning_rate"])
+    assert lines(guarded)[:8] == lines(without)[:8]
+    assert lines(guarded)[8]["kl"] != lines(without)[8]["kl"]  # fresh rollouts
 
 
 def test_roll_backs_come_to_an_end(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"^step \d+: answers in \w+ repeat .* 2 roll-backs did not help; start") as said:
-        made(tmp_path, repeating(tmp_path), "run", {"repetition": 0.5, "rollbacks": 2})
+    with pytest.raises(RunError, match=r"^step \d+: \w+ gives the same .* 2 roll-backs did not help; start") as said:
+        made(tmp_path, repeating(tmp_path), "run", {"stale": ALWAYS | {"action": "roll_back"}, "rollbacks": 2})
     assert "\n" not in str(said.value)
     backs = events(tmp_path / "run", "rollback")
     assert [each["attempt"] for each in backs] == [0, 1]
@@ -106,7 +106,7 @@ def test_a_domain_with_dominating_gradients_is_balanced(tmp_path: Path) -> None:
 
 LASTING = {
     "balance": (one_sided, {"gradient": 3}),
-    "lower_rate": (repeating, {"repetition": {"threshold": 2.0, "action": "lower_rate"}}),
+    "lower_rate": (repeating, {"stale": ALWAYS | {"action": "lower_rate"}}),
 }
 
 
@@ -133,20 +133,6 @@ def test_what_guards_have_changed_outlives_a_stop(tmp_path: Path, action: str, m
 
 
 # ---- refusals ----
-
-
-def test_lost_refusals_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who refuses what is given: a model of this size refuses nothing."""
-    found = iter([Refusals(0.9, 0.0, 20), Refusals(0.4, 0.1, 20)])
-    monkeypatch.setattr(assess, "count_refusals", lambda lm, rows: next(found))
-    run = made(tmp_path, distill_settings(tmp_path), "run", {})
-    assert read_json(run / "evaluation.json")["refusals"] == {
-        "prompts": 20, "base": 0.9, "student": 0.4, "base_harmless": 0.0, "student_harmless": 0.1,
-    }  # fmt: skip
-    (event,) = [each for each in events(run, "guard") if each["name"] == "refusals"]
-    assert (event["step"], event["value"], event["action"]) == (3, pytest.approx(0.5), "warn")
-    assert "refuses 40% and the base refused 90%" in event["said"]
-    assert "Unsafe requests that it refuses: 40%; the base: 90%." in (run / "model/README.md").read_text()
 
 
 def test_nobody_is_asked_where_there_is_nothing_to_lose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
