@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline.optim import MasterAdamW, build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from pipeline.optim import Masters, build_optimizer, learning_rate, parameter_groups, set_learning_rate
 from pipeline.recipe import Training
 from tests.models import tiny_model
 
@@ -73,7 +73,7 @@ def test_half_precision_weights_follow_fp32_adamw_where_plain_adamw_stands_still
     exact = copy.deepcopy(half).float()
     before = copy.deepcopy(half)
     optimizer = build_optimizer(half, training)
-    assert isinstance(optimizer, MasterAdamW)
+    assert isinstance(optimizer, Masters)
     reference = torch.optim.AdamW(parameter_groups(exact, 0.1), lr=1e-5, betas=training.betas)
     for step in range(40):
         set_learning_rate(optimizer, 1e-4)
