@@ -1,0 +1,64 @@
+"""Runs by each optimizer: they learn, and a run that was killed and resumed ends with the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import list_checkpoints
+from pipeline.files import read_lines
+from tests.integration.test_resume import SAME, files_of, kill_when, start
+from tests.runs import Settings, changed, distill_settings, run_here, write_recipe
+
+
+def settings_for(folder: Path, optimizer: str, tune: str, architecture: str = "qwen3") -> Settings:
+    if optimizer == "adamw_8bit":
+        pytest.importorskip("torchao")
+    return changed(
+        distill_settings(folder, architecture),
+        {
+            "output": None,
+            "student.tune": tune,
+            "training.optimizer": optimizer,
+            "training.weight_decay": 0.1,
+            "training.steps": 6,
+        },
+    )
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("optimizer", "tune", "architecture"),
+    [("muon", "full", "deepseek_v4"), ("muon", "lora", "qwen3"), ("adamw_8bit", "full", "qwen3")],
+)
+def test_killed_and_resumed(tmp_path: Path, optimizer: str, tune: str, architecture: str) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", settings_for(tmp_path, optimizer, tune, architecture))
+    whole = run_here(recipe, f"output={tmp_path / 'whole'}")
+    folder = tmp_path / "killed"
+    assert kill_when(start(recipe, folder), lambda: bool(list_checkpoints(folder / "checkpoints")))
+    assert list_checkpoints(folder / "checkpoints")[-1].name < "step-000006"
+    run_here(recipe, f"output={folder}", resume=True)
+    assert files_of(folder) == files_of(whole)
+    for name in ("optimizer.pt", "weights.safetensors"):
+        last = Path("checkpoints") / "step-000006" / name
+        assert (folder / last).read_bytes() == (whole / last).read_bytes()
+    state = torch.load(whole / "checkpoints" / "step-000006" / "optimizer.pt", weights_only=True)["state"]
+    names = {name for of_one in state.values() for name in of_one}
+    assert ("momentum" in names) == (optimizer == "muon")
+    assert set(SAME) == set(files_of(folder))
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("optimizer", "tune"), [("muon", "full"), ("muon", "lora"), ("adamw", "full")])
+def test_it_learns(tmp_path: Path, optimizer: str, tune: str) -> None:
+    """At one rate for all: updates of Muon are as large as AdamW's."""
+    rate = 3e-3 if tune == "full" else 1e-2
+    settings = changed(
+        settings_for(tmp_path, optimizer, tune),
+        {"training.steps": 30, "training.learning_rate": rate, "training.weight_decay": 0.0},
+    )
+    folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings), f"output={tmp_path / 'run'}")
+    kl = [sum(line["kl"]["domain"].values()) / 2 for line in read_lines(folder / "metrics.jsonl")]
+    assert sum(kl[-5:]) < 0.7 * sum(kl[:5])
