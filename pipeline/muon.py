@@ -49,9 +49,7 @@ def _sharded(matrices: DTensor, local: Callable[[Tensor], Tensor]) -> DTensor:
         # Every process computes the whole, so nobody has to send it.
         return distribute_tensor(local(matrices.full_tensor()), mesh, placements, src_data_rank=None)
     own = local(matrices.to_local())
-    return DTensor.from_local(
-        own, mesh, placements, run_check=False, shape=matrices.shape, stride=matrices.stride()
-    )
+    return DTensor.from_local(own, mesh, placements, run_check=False, shape=matrices.shape, stride=matrices.stride())
 
 
 class Muon(Optimizer):

@@ -19,7 +19,6 @@ from typing import Any
 
 from pipeline.files import read_lines
 
-
 LONG = 32  # steps after which a run goes on as it has gone on
 
 

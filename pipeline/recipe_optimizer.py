@@ -29,7 +29,9 @@ class Muon(Section):
 
     kind: Literal["muon"]
     momentum: Decay = Field(0.95, description="Nesterov's, of the matrices")
-    rms: float = Field(0.18, gt=0, le=1, description="root mean square of a matrix's update at rate 1; AdamW's is alike")
+    rms: float = Field(
+        0.18, gt=0, le=1, description="root mean square of a matrix's update at rate 1; AdamW's is alike"
+    )
     betas: Betas = Field(
         (0.9, 0.95), description="of AdamW's moments, for what is no hidden matrix", examples=["[0.9, 0.99]"]
     )

@@ -1,4 +1,4 @@
-"""Newton and Schulz against singular values in float64: the iteration is an odd polynomial of them, and nothing else."""
+"""Newton and Schulz against singular values in float64: the iteration is an odd polynomial of them, no more."""
 
 from __future__ import annotations
 

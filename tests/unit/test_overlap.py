@@ -1,4 +1,4 @@
-"""The simulation of overlapped steps against closed forms, by hand, and against the order in which a run does things."""
+"""The simulation of overlapped steps against closed forms, by hand, and against what a run records."""
 
 from __future__ import annotations
 
