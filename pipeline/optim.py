@@ -79,8 +79,7 @@ def adamw_8bit(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, f
     """
     if find_spec("torchao") is None:
         raise RunError(
-            "training.optimizer: adamw_8bit needs torchao, which is not installed; pip install 'tutelage[torchao]', "
-            "or write adamw"
+            "training.optimizer: adamw_8bit needs torchao, which is not installed; pip install torchao, or write adamw"
         )
     from torchao.optim import AdamW8bit
 
