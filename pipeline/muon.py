@@ -33,8 +33,8 @@ def orthogonalise(matrices: Tensor, coefficients: Iterable[Coefficients] = HYBRI
     if isinstance(matrices, DTensor):
         return _sharded(matrices, lambda local: orthogonalise(local, coefficients))
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    norm = torch.linalg.matrix_norm(x.float() if x.dtype == torch.bfloat16 else x, keepdim=True)
+    x: Tensor = matrices.mT if tall else matrices
+    norm: Tensor = torch.linalg.matrix_norm(x.float() if x.dtype == torch.bfloat16 else x, keepdim=True)
     x = x / norm.clamp(min=SMALLEST).to(x.dtype)
     for a, b, c in coefficients:
         gram = x @ x.mT

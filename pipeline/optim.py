@@ -132,7 +132,8 @@ def _ends(part: nn.Module) -> list[Tensor]:
     """The weights of a module that turns ids into states, states into logits, or is no product with a matrix."""
     if isinstance(part, nn.Embedding | nn.Conv1d | nn.Conv2d):
         return [part.weight]
-    head = part.get_output_embeddings() if hasattr(part, "get_output_embeddings") else None
+    find: Any = getattr(part, "get_output_embeddings", None)
+    head = None if find is None else find()
     return [] if head is None else [head.weight]
 
 
@@ -198,8 +199,8 @@ class Masters(Optimizer):
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._inner.load_state_dict(dict(state_dict["inner"]))
-        for live, master in zip(self.param_groups, self._inner.param_groups, strict=True):
-            live["lr"] = float(master["lr"])
+        for live, group in zip(self.param_groups, self._inner.param_groups, strict=True):
+            live["lr"] = float(group["lr"])
         for (parameter, master), saved in zip(self._pairs(), state_dict["masters"], strict=True):
             master.copy_(saved)
             parameter.copy_(master)

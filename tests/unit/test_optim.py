@@ -99,7 +99,7 @@ def test_what_looks_like_a_hidden_matrix_and_is_none() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.convolution = nn.Conv1d(8, 8, 4, groups=8)  # a filter a channel, not a matrix
+            self.convolution = nn.Conv1d(8, 8, 4)  # filters, no stack of matrices
             self.gate = nn.Linear(8, 1)  # a vector
             self.expert_bias = nn.Parameter(torch.zeros(3, 8))
             self.experts = nn.Parameter(torch.zeros(3, 8, 8))
