@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,29 @@ import torch
 
 from pipeline.checkpoint import list_checkpoints
 from pipeline.files import read_lines
-from tests.integration.test_resume import SAME, files_of, kill_when, start
-from tests.runs import Settings, changed, distill_settings, run_here, write_recipe
+from tests.integration.test_resume import files_of
+from tests.runs import Settings, changed, distill_settings, environment, run_here, write_recipe
+
+# A run that is killed where step 5 would update: its rollouts are on disk, and the last checkpoint is that of step 4.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import trainer
+from tests.runs import run_here
+
+update = trainer.update
+
+def killed(loop, rows, step, rate, early):
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(loop, rows, step, rate, early)
+
+trainer.update = killed
+run_here(Path(sys.argv[1]), f"output={sys.argv[2]}")
+"""
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def settings_for(folder: Path, optimizer: str, tune: str, architecture: str = "qwen3") -> Settings:
@@ -37,8 +61,10 @@ def test_killed_and_resumed(tmp_path: Path, optimizer: str, tune: str, architect
     recipe = write_recipe(tmp_path / "recipe.yaml", settings_for(tmp_path, optimizer, tune, architecture))
     whole = run_here(recipe, f"output={tmp_path / 'whole'}")
     folder = tmp_path / "killed"
-    assert kill_when(start(recipe, folder), lambda: bool(list_checkpoints(folder / "checkpoints")))
-    assert list_checkpoints(folder / "checkpoints")[-1].name < "step-000006"
+    call = [sys.executable, "-c", KILLED, str(recipe), str(folder)]
+    ended = subprocess.run(call, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert list_checkpoints(folder / "checkpoints")[-1].name == "step-000004"
     run_here(recipe, f"output={folder}", resume=True)
     assert files_of(folder) == files_of(whole)
     for name in ("optimizer.pt", "weights.safetensors"):
@@ -47,7 +73,6 @@ def test_killed_and_resumed(tmp_path: Path, optimizer: str, tune: str, architect
     state = torch.load(whole / "checkpoints" / "step-000006" / "optimizer.pt", weights_only=True)["state"]
     names = {name for of_one in state.values() for name in of_one}
     assert ("momentum" in names) == (optimizer == "muon")
-    assert set(SAME) == set(files_of(folder))
 
 
 @pytest.mark.timeout(400)
@@ -61,4 +86,4 @@ def test_it_learns(tmp_path: Path, optimizer: str, tune: str) -> None:
     )
     folder = run_here(write_recipe(tmp_path / "recipe.yaml", settings), f"output={tmp_path / 'run'}")
     kl = [sum(line["kl"]["domain"].values()) / 2 for line in read_lines(folder / "metrics.jsonl")]
-    assert sum(kl[-5:]) < 0.7 * sum(kl[:5])
+    assert sum(kl[-5:]) < (0.7 if tune == "full" else 0.85) * sum(kl[:5])
