@@ -1,14 +1,20 @@
-"""AdamW for a student, and its learning rate as a pure function of the step."""
+"""A student's optimizer, and its learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.util import find_spec
 from math import cos, pi
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+
+from pipeline import recipe_optimizer as recipe
+from pipeline.errors import RunError
+from pipeline.muon import Muon
 
 if TYPE_CHECKING:
     from pipeline.recipe import Training
@@ -33,15 +39,55 @@ def learning_rate(step: int, training: Training, spent: float = 0.0) -> float:
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):  # torchao's
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def build_optimizer(student: nn.Module, training: Training) -> Optimizer:
-    """AdamW over the student's trainable parameters, with fp32 copies of those in half precision."""
+    """The recipe's optimizer over the student's trainable parameters, with fp32 copies of those in half precision.
+
+    Raises RunError where it needs a package that is not installed.
+    """
+    chosen, rate = training.optimizer, training.learning_rate
     groups = parameter_groups(student, training.weight_decay)
-    trained = [parameter for group in groups for parameter in group["params"]]
-    build = AdamW if all(parameter.dtype == torch.float32 for parameter in trained) else MasterAdamW
-    return build(groups, lr=training.learning_rate, betas=training.betas, eps=EPS, fused=_has_fused(trained))
+    build: Callable[[list[dict[str, Any]]], Optimizer]
+    if isinstance(chosen, recipe.Muon):
+        groups = hidden_apart(student, groups)
+        build = partial(
+            Muon,
+            lr=rate,
+            momentum=chosen.momentum,
+            rms=chosen.rms,
+            betas=chosen.betas,
+            eps=EPS,
+            fused=_has_fused(groups),
+        )
+    elif isinstance(chosen, recipe.AdamW8bit):
+        build = partial(adamw_8bit, lr=rate, betas=chosen.betas)
+    else:
+        build = partial(AdamW, lr=rate, betas=chosen.betas, eps=EPS, fused=_has_fused(groups))
+    plain = all(parameter.dtype == torch.float32 for group in groups for parameter in group["params"])
+    return build(groups) if plain else Masters(groups, build)
+
+
+def adamw_8bit(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> Optimizer:
+    """torchao's, for moments of 4096 entries or more; smaller ones stay in fp32.
+
+    Raises RunError where torchao is not installed.
+    """
+    if find_spec("torchao") is None:
+        raise RunError(
+            "training.optimizer: adamw_8bit needs torchao, which is not installed; pip install torchao, or write adamw"
+        )
+    from torchao.optim import AdamW8bit
+
+    optimizer: Optimizer = AdamW8bit(groups, lr=lr, betas=betas, eps=EPS)
+    if not torch.cuda.is_available():
+        # It compiles its step, each shape anew, which takes a C++ compiler, and minutes, for nothing on a CPU.
+        optimizer.step = torch.compiler.set_stance("force_eager")(optimizer.step)  # type: ignore[method-assign]
+    return optimizer
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -56,64 +102,105 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_bias = name.rpartition(".")[2].endswith("bias")
-        plain = parameter.ndim < 2 or is_bias or id(parameter) in embeddings
+        plain = parameter.ndim < 2 or _is_bias(name) or id(parameter) in embeddings
         (kept if plain else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
-class MasterAdamW(Optimizer):
-    """AdamW on fp32 copies of the parameters, which are rounded from them after each update.
+def hidden_apart(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same groups, with `hidden` matrices apart from all others.
+
+    Hidden are matrices and stacks of matrices (experts), but not embeddings, the head, filters of convolutions, what
+    is called a bias, and what has one row or column. LoRA's A and B are hidden.
+    """
+    others = {id(weight) for part in module.modules() for weight in _ends(part)}
+    others |= {id(parameter) for name, parameter in module.named_parameters() if _is_bias(name)}
+
+    def hidden(parameter: Tensor) -> bool:
+        return parameter.ndim in (2, 3) and min(parameter.shape[-2:]) > 1 and id(parameter) not in others
+
+    parts = [
+        {**group, "params": [p for p in group["params"] if hidden(p) == wanted], "hidden": wanted}
+        for group in groups
+        for wanted in (True, False)
+    ]
+    return [part for part in parts if part["params"]]
+
+
+def _ends(part: nn.Module) -> list[Tensor]:
+    """The weights of a module that turns ids into states, states into logits, or is no product with a matrix."""
+    if isinstance(part, nn.Embedding | nn.Conv1d | nn.Conv2d):
+        return [part.weight]
+    find: Any = getattr(part, "get_output_embeddings", None)
+    head = None if find is None else find()
+    return [] if head is None else [head.weight]
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2].endswith("bias")
+
+
+def state_bytes(student: nn.Module, training: Training) -> int:
+    """What the optimizer keeps of the trained weights, without fp32 copies of those in half precision."""
+    groups = hidden_apart(student, parameter_groups(student, training.weight_decay))
+    kept = 0
+    for group in groups:
+        for parameter in group["params"]:
+            match training.optimizer:
+                case recipe.Muon() if group["hidden"]:
+                    each = 4.0
+                case recipe.AdamW8bit() if parameter.numel() >= 4096 and parameter.numel() % 256 == 0:
+                    each = 2 * (1 + 4 / 256)
+                case _:
+                    each = 8.0
+            kept += int(parameter.numel() * each)
+    return kept
+
+
+class Masters(Optimizer):
+    """An optimizer on fp32 copies of the parameters, which are rounded from them after each update.
 
     bf16 keeps 8 bits: a weight of 0.02 does not move by less than 4e-5, so at a rate of 1e-5 plain AdamW on bf16
     weights would train next to nothing. The copies are part of the state: resuming is exact. fp32 parameters among
-    them are their own copies.
+    them are their own copies. build: from groups of copies to the optimizer that moves them.
     """
 
-    def __init__(
-        self,
-        params: Iterable[dict[str, Any]],
-        lr: float,
-        betas: tuple[float, float],
-        eps: float = EPS,
-        *,
-        fused: bool = False,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        masters = [{**group, "params": [_master(p) for p in group["params"]]} for group in self.param_groups]
-        self._adamw = AdamW(masters, lr=lr, betas=betas, eps=eps, fused=fused)
+    def __init__(self, groups: list[dict[str, Any]], build: Callable[[list[dict[str, Any]]], Optimizer]) -> None:
+        super().__init__(groups, {})
+        self._inner = build([{**group, "params": [_master(p) for p in group["params"]]} for group in self.param_groups])
+        for live, master in zip(self.param_groups, self._inner.param_groups, strict=True):
+            live["lr"] = float(master["lr"])
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         """(parameter, master) in order, those that are one tensor left out."""
-        groups = zip(self.param_groups, self._adamw.param_groups, strict=True)
+        groups = zip(self.param_groups, self._inner.param_groups, strict=True)
         pairs = [pair for live, master in groups for pair in zip(live["params"], master["params"], strict=True)]
         return [(live, master) for live, master in pairs if live is not master]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "this optimizer takes no closure"
-        for live, group in zip(self.param_groups, self._adamw.param_groups, strict=True):
-            group["lr"] = live["lr"]
+        set_learning_rate(self._inner, self.param_groups[0]["lr"])
         pairs = self._pairs()
         for parameter, master in pairs:
             master.grad = None if parameter.grad is None else parameter.grad.float()
-        self._adamw.step()
+        self._inner.step()
         for parameter, master in pairs:
             parameter.copy_(master)
             master.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "adamw": self._adamw.state_dict(),
+            "inner": self._inner.state_dict(),
             "masters": [master.detach() for _, master in self._pairs()],
         }
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._adamw.load_state_dict(dict(state_dict["adamw"]))
-        for live, group in zip(self.param_groups, self._adamw.param_groups, strict=True):
-            live.update({key: value for key, value in group.items() if key in ("lr", "betas", "eps", "weight_decay")})
+        self._inner.load_state_dict(dict(state_dict["inner"]))
+        for live, group in zip(self.param_groups, self._inner.param_groups, strict=True):
+            live["lr"] = float(group["lr"])
         for (parameter, master), saved in zip(self._pairs(), state_dict["masters"], strict=True):
             master.copy_(saved)
             parameter.copy_(master)
@@ -123,5 +210,5 @@ def _master(parameter: Tensor) -> Tensor:
     return parameter if parameter.dtype == torch.float32 else parameter.detach().float()
 
 
-def _has_fused(parameters: list[Tensor]) -> bool:
-    return all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+def _has_fused(groups: Iterable[Mapping[str, Any]]) -> bool:
+    return all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])

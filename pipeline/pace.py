@@ -11,7 +11,8 @@ from math import ceil
 import torch
 
 from pipeline.loop import Loop
-from pipeline.recipe import DistillRecipe, SftRecipe
+from pipeline.optim import state_bytes
+from pipeline.recipe import DistillRecipe, SftRecipe, Training
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.targets import Row, build_batch, group_rows, normaliser
 from pipeline.types import Prompt, Rollout
@@ -121,8 +122,9 @@ def _starts_nothing(config: TeacherConfig) -> bool:
     return isinstance(config, ProgramTeacher) and isinstance(config.check, ExactAnswer)
 
 
-def training_bytes(student: torch.nn.Module) -> int:
-    """What training adds to a loaded student: of each trained weight its gradient and AdamW's two moments in fp32; of
-    one in half precision the gradient in fp32 as well."""
+def training_bytes(student: torch.nn.Module, training: Training) -> int:
+    """What training adds to a loaded student: of each trained weight its gradient and what the optimizer keeps; of one
+    in half precision the gradient in fp32 as well."""
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    return sum(p.numel() * (p.element_size() + 8 + (4 if p.element_size() < 4 else 0)) for p in trained)
+    gradients = sum(p.numel() * (p.element_size() + (4 if p.element_size() < 4 else 0)) for p in trained)
+    return gradients + state_bytes(student, training)

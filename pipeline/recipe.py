@@ -16,8 +16,8 @@ from pipeline.recipe_asking import ByDomain, PoolSettings, Privacy, Routing
 from pipeline.recipe_checks import disagreements
 from pipeline.recipe_guards import Guards
 from pipeline.recipe_losses import Average, Objective
+from pipeline.recipe_optimizer import AdamW, OptimizerChoice
 from pipeline.recipe_values import (
-    Decay,
     Fraction,
     Name,
     Positive,
@@ -255,7 +255,7 @@ class Rollouts(Section):
 
 
 class Training(Section):
-    """How many updates, how large, how fast; AdamW."""
+    """How many updates, how large, how fast, and by which optimizer."""
 
     model_config = example("{steps: 100, prompts_per_step: 128, learning_rate: 1e-4, warmup_steps: 5}")
 
@@ -268,7 +268,7 @@ class Training(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after the warm-up, down to zero")
     warmup_steps: int = Field(0, ge=0, description="in which the rate rises to learning_rate")
     weight_decay: float = Field(0.0, ge=0, description="of matrices; norms, biases and embeddings do not decay")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="of AdamW's moments")
+    optimizer: OptimizerChoice = Field(AdamW(), description="adamw, muon or adamw_8bit; the kind alone is enough")
     clip_norm: float = Field(1.0, gt=0, description="a longer gradient is shortened to it")
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16: products in bf16 over fp32 weights")
     checkpoint_every: Positive = Field(25, description="steps")

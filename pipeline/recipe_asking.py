@@ -85,7 +85,12 @@ class PoolSettings(Section):
 
     model_config = example("{staleness: 1, quorum: 0.8, budget: {dollars: 20}}")
 
-    staleness: Literal[0, 1] = Field(0, description="1: train on the step before while the teachers answer this one")
+    staleness: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="steps that are written ahead: 1 trains on the step before while teachers answer this one",
+    )
     quorum: Fraction = Field(0.5, description="the share of a step's rows that some teacher must have answered")
     below_quorum: Literal["stop", "wait"] = Field("stop", description="wait: ask again, after a rest, for ever")
     budget: Budget | None = Field(None, description="for all teachers together")

@@ -147,7 +147,7 @@ def load_student(
     """Loads the model in `model_path` (a hub name or a folder, already resolved) as the recipe's student.
 
     `config.dtype` is the dtype of the weights, so what generates is what is exported. Full tuning in bfloat16 keeps
-    fp32 copies in the optimizer (`optim.MasterAdamW`); a LoRA adapter is fp32 over a base of `config.dtype`, and its
+    fp32 copies in the optimizer (`optim.Masters`); a LoRA adapter is fp32 over a base of `config.dtype`, and its
     first weights are a function of `seed`.
 
     Raises:

@@ -1,11 +1,12 @@
-"""What a slow teacher adds to a step, with and without a step of staleness.
+"""What a slow teacher adds to a step, with and without steps of staleness, beside what `pipeline.overlap` predicts.
 
-    python -m tests.benchmark.waiting [--quick] [--rounds 5] [--steps 4] [--threads 1]
+    python -m tests.benchmark.waiting [--quick] [--rounds 5] [--steps 4] [--threads 1] [--times 1] [--staleness 0 1]
 
 A chat teacher on this machine, in a process of its own, answers every question at once, or as late as the rollout
-phase of a step takes: that is measured first. For each staleness the same run is made with both, in turn: a round is a
-few steps of one and then of the other, the first step of each not counted, since its teacher had time meanwhile. What
-is printed are medians over all steps that are counted. The pieces are the program's own, as in `step.py`.
+phase of a step takes (`--times` as late): that is measured first. For each staleness the same run is made with both, in
+turn: a round is a few steps of one and then of the other, the first step of each not counted, since its teacher had
+time meanwhile. What is printed are medians over all steps that are counted; what is predicted comes from the same
+teacher's run without staleness. The pieces are the program's own, as in `step.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Shape:
 
 FULL = Shape((256, 6), 48, 12, 48)
 QUICK = Shape((32, 2), 4, 2, 8)
-COLUMNS = ("staleness", "teacher", "rollout s", "waiting s", "update s", "step s", "against at once")
+COLUMNS = ("staleness", "teacher", "rollout s", "waiting s", "update s", "step s", "predicted s", "against at once")
 
 
 # ---- the teacher ----
@@ -166,8 +167,17 @@ def compared(folder: Path, shape: Shape, urls: Sequence[str], staleness: int, gi
         return runs
 
 
-def row_of(staleness: int, name: str, found: Run, reference: Run) -> list[str]:
+def predicted(measured: Run, staleness: int) -> float:
+    """Seconds of a step with so much staleness, by the phases of a run without; the teacher is late and never busy."""
+    from pipeline.overlap import Layout, phases_of, seconds_per_step
+
+    return seconds_per_step([phases_of({"seconds": each}) for each in measured.seconds], Layout(staleness, 0, None))
+
+
+def row_of(staleness: int, name: str, found: Run, reference: Run, alone: Run) -> list[str]:
+    """reference: with the teacher that answers at once. alone: with the same teacher, without staleness."""
     phases = [f"{found.median(phase):.2f}" for phase in ("rollout", "waiting", "update", "step")]
+    phases.append(f"{predicted(alone, staleness):.2f}" if staleness else "")
     ratio = "" if found is reference else f"{found.median('step') / reference.median('step'):.2f}"
     return [str(staleness), name, *phases, ratio]
 
@@ -178,6 +188,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="steps of a round that are counted")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--times", type=float, default=1.0, help="the late teacher's seconds, in rollout phases")
+    parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1], help="0 comes first")
     given = parser.parse_args()
     shape = QUICK if given.quick else FULL
 
@@ -189,15 +201,19 @@ def main() -> None:
         at_once = stack.enter_context(teacher(0.0))
         with run(folder / "first", shape, at_once, 0, given.threads) as first:
             first.go_on(3)
-        seconds = round(first.median("rollout"), 2)
+        seconds = round(given.times * first.median("rollout"), 2)
         late = stack.enter_context(teacher(seconds))
         print(f"Medians of {given.rounds * given.steps} steps. Load before: {os.getloadavg()[0]:.1f}\n")
         print("| " + " | ".join(COLUMNS) + " |")
         print("|" + "---|" * len(COLUMNS))
-        for staleness in (0, 1):
+        alone: list[Run] = []
+        for staleness in sorted({0, *given.staleness}):
             found = compared(folder, shape, (at_once, late), staleness, given)
-            for name, each in zip(("at once", f"after {seconds:.2f} s"), found, strict=True):
-                print("| " + " | ".join(row_of(staleness, name, each, found[0])) + " |", flush=True)
+            alone = alone or found
+            for place, name in enumerate(("at once", f"after {seconds:.2f} s")):
+                print(
+                    "| " + " | ".join(row_of(staleness, name, found[place], found[0], alone[place])) + " |", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -101,14 +101,15 @@ def closed_port() -> int:
 
 
 @pytest.mark.timeout(300)
-def test_kills_in_a_run_that_is_a_step_ahead_change_no_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("staleness", [1, 3])
+def test_kills_in_a_run_that_is_steps_ahead_change_no_bit(tmp_path: Path, staleness: int) -> None:
     generator, turnstile = random.Random(5), Turnstile()
     turnstile.let(MANY)
     scorer = scorer_of(scored_model(tmp_path))
     with ChatServer(turnstile=turnstile) as critic, ChatServer(scorer=scorer, turnstile=turnstile) as served:
         settings = changed(
             mixed_settings(tmp_path, critic.url, served.url, served.manners.model),
-            {"pool.staleness": 1, "training.steps": 7, "training.checkpoint_every": 2},
+            {"pool.staleness": staleness, "training.steps": 7, "training.checkpoint_every": 2},
         )
         for name in ("critic", "served"):  # nobody is given up only because the machine is busy
             settings["teachers"][name]["limits"] = PATIENT

@@ -1,13 +1,17 @@
-"""A grader that is never wrong and never varies: it reads the parts of a question and compares answer and reference."""
+"""A grader that never varies, and is wrong only where that is wanted: it reads the parts of a question and compares
+answer and reference."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Collection, Iterable
+from hashlib import sha256
 
 _PART = re.compile(r"^<(\w+) ([0-9a-f]+)>\n(.*?)\n</\1 \2>$", re.DOTALL | re.MULTILINE)
 _KEYS = ("feedback", "score", "rewrite")
+
+Said = tuple[str, float, str | None]  # feedback, score, rewrite
 
 
 def parts_of(material: str) -> dict[str, str]:
@@ -15,9 +19,11 @@ def parts_of(material: str) -> dict[str, str]:
     return {match[1]: match[3] for match in _PART.finditer(material)}
 
 
-def reply_to(system: str, material: str, keys: Collection[str] | None, *, partial: bool = False) -> str:
+def reply_to(
+    system: str, material: str, keys: Collection[str] | None, *, partial: bool = False, errs: float = 0.0
+) -> str:
     """The reply to a question, as JSON. keys: what the schema wants; None: what the instructions name.
-    partial: as for `judged`.
+    partial: as for `judged`. errs: as for `fallible`.
 
     What is no question about an answer gets its own first line back.
     """
@@ -25,12 +31,13 @@ def reply_to(system: str, material: str, keys: Collection[str] | None, *, partia
     if "answer" not in parts:
         return f"You said: {material.strip().splitlines()[0] if material.strip() else 'nothing'}"
     wanted = keys if keys is not None else [key for key in _KEYS if f'"{key}":' in system]
-    said = dict(zip(_KEYS, judged(parts["answer"], parts.get("reference"), partial=partial), strict=True))
+    found = judged(parts["answer"], parts.get("reference"), partial=partial)
+    said = dict(zip(_KEYS, fallible(found, parts, errs), strict=True))
     return json.dumps({key: said[key] for key in _KEYS if key in wanted}, ensure_ascii=False)
 
 
-def judged(answer: str, reference: str | None, *, partial: bool = False) -> tuple[str, float, str | None]:
-    """(feedback, score, rewrite). Without a reference nothing is known but whether there is an answer at all.
+def judged(answer: str, reference: str | None, *, partial: bool = False) -> Said:
+    """Without a reference nothing is known but whether there is an answer at all.
 
     partial: an answer of one line that begins right scores as much as it has right before its first mistake, not 0.
     """
@@ -47,6 +54,17 @@ def judged(answer: str, reference: str | None, *, partial: bool = False) -> tupl
     kept = next((i for i, (a, b) in enumerate(zip(said, wanted, strict=False)) if a != b), min(len(said), len(wanted)))
     score = kept / max(len(said), len(wanted)) if partial else 0.0
     return f"Right for {kept} characters; then {wanted[kept:]!r} should follow.", score, wanted
+
+
+def fallible(found: Said, parts: dict[str, str], errs: float) -> Said:
+    """What a weaker grader says: of a share `errs` of questions, always the same ones, it is unsure about half, and
+    sure and wrong about the others."""
+    drawn = int(sha256("\n".join(parts.values()).encode()).hexdigest()[:12], 16) / 16**12
+    if drawn >= errs:
+        return found
+    if drawn < errs / 2:
+        return "I cannot tell.", 0.5, None
+    return ("Right.", 1.0, None) if found[1] < 1 else ("Wrong.", 0.0, parts["answer"].strip()[::-1])
 
 
 def in_prose(reply: str) -> str:

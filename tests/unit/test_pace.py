@@ -67,8 +67,8 @@ def test_training_adds_gradients_and_the_optimizer(dtype: torch.dtype) -> None:
     model(torch.ones(1, 16, dtype=dtype)).sum().backward()
     optimizer.step()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    inner = getattr(optimizer, "_adamw", optimizer)
+    inner = getattr(optimizer, "_inner", optimizer)
     moments = [state[name] for state in inner.state.values() for name in ("exp_avg", "exp_avg_sq")]
     held = sum(tensor.numel() * tensor.element_size() for tensor in gradients + moments)
     while_it_steps = 0 if dtype == torch.float32 else 4 * sum(tensor.numel() for tensor in gradients)
-    assert training_bytes(model) == held + while_it_steps
+    assert training_bytes(model, Training()) == held + while_it_steps

@@ -120,7 +120,19 @@ MISTAKES = {
         "5: student.dtype",
         ["did you mean bfloat16?", "float32 or bfloat16"],
     ),
-    "a moment that never forgets": ("steps: 20", "betas: [0.9, 1.0]", "13: training.betas.1", ["below 1"]),
+    "a moment that never forgets": (
+        "steps: 20",
+        "optimizer: {kind: adamw, betas: [0.9, 1.0]}",
+        "13: training.optimizer.betas.1",
+        ["below 1"],
+    ),
+    "another optimizer": ("steps: 20", "optimizer: moun", "13: training.optimizer.kind", ["did you mean muon?"]),
+    "another optimizer's key": (
+        "steps: 20",
+        "optimizer: {kind: adamw, momentum: 0.9}",
+        "13: training.optimizer.momentum",
+        ["kind: muon"],
+    ),
     "tune": ("{hidden_size: 64}", "x\n  tune: lorra", "5: student.tune.kind", ["did you mean lora?"]),
     "model is a number": ("{hidden_size: 64}", "5", "4: student.model", ["text or a mapping"]),
     "method": ("method: distill", "method: distil", "2: method", ["did you mean distill?"]),
@@ -141,7 +153,12 @@ MISTAKES = {
     ),
     "list": ("training:", "rollout: {stop: abc}\ntraining:", "12: rollout.stop", ["list"]),
     "list item": ("training:", "compare: [averages]\ntraining:", "12: compare.0", ["parameter_average"]),
-    "too many in a list": ("steps: 20", "betas: [0.1, 0.2, 0.3]", "13: training.betas", ["3", "2"]),
+    "too many in a list": (
+        "steps: 20",
+        "optimizer: {kind: adamw, betas: [0.1, 0.2, 0.3]}",
+        "13: training.optimizer.betas",
+        ["3", "2"],
+    ),
     "duplicate key": ("steps: 20", "steps: 20\n  steps: 30", "14: training.steps", ["twice", "line 13"]),
     "duplicate teacher": (
         "  division: {kind: transformers",
@@ -492,7 +509,7 @@ def test_a_resolved_recipe_reads_back_equal(tmp_path: Path, monkeypatch: pytest.
     assert again.recipe == loaded.recipe
     assert again.data == loaded.data
     assert list(again.data["data"]["sources"]) == ["sorting", "division"]
-    assert again.data["training"]["betas"] == [0.9, 0.95]  # a default, spelled out
+    assert again.data["training"]["optimizer"]["betas"] == [0.9, 0.95]  # a default, spelled out
 
 
 def test_anchors_and_merges_are_plain_yaml() -> None:
