@@ -79,7 +79,9 @@ class NewModel(Section):
 
     model_config = example("{architecture: qwen3, hidden_size: 96, layers: 3, context: 128}")
 
-    architecture: Literal["qwen3", "llama", "gemma2", "deepseek_v4"] = "qwen3"
+    architecture: Literal[
+        "qwen3", "qwen3_moe", "llama", "mistral", "gemma2", "gemma3", "gpt_oss", "deepseek_v4"
+    ] = "qwen3"
     hidden_size: Positive = 128
     layers: Positive = 4
     heads: Positive = Field(4, description="of attention; they divide hidden_size")
