@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from statistics import fmean
@@ -187,7 +187,7 @@ def shrinks(text: str) -> float:
     return len(end) / len(zlib.compress(end)) if end else 0.0
 
 
-def describe_repetition(texts: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def describe_repetition(texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """repetition: by domain, how many times smaller zlib makes an answer, on average. texts: (domain, answer)."""
     found: dict[str, list[float]] = {}
     for domain, text in texts:
