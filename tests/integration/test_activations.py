@@ -11,7 +11,9 @@ from torch import nn
 
 from pipeline import recipe
 from pipeline.activations import moved_to_memory, split_mlps
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, RunError
+from pipeline.job import make_accelerator
+from pipeline.recipe_file import load_recipe
 from pipeline.student import load_student
 from tests.integration.test_student import LENGTHS, MODES, assert_same, batch_of, gradients, student_of
 from tests.models import ALL_ARCHITECTURES, Architecture, save_tiny, tiny_model
@@ -108,4 +110,13 @@ def test_on_a_cpu_there_is_nowhere_to_move_to(tmp_path: Path) -> None:
     config = recipe.Student(model=path, offload_activations=True)
     with pytest.raises(ModelError, match=r"student.offload_activations: the student is on the CPU") as caught:
         load_student(config, model_path=path, seed=0, chunk_bytes=1 << 20, device=torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_context_parallelism_from_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else accelerate would take it up, and every process would train on rows of which it has a part."""
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
+    loaded = load_recipe(Path(__file__).parents[2] / "recipes" / "long-answers.yaml")
+    with pytest.raises(RunError, match=r"context parallelism .* is not supported") as caught:
+        make_accelerator(loaded.recipe)
     assert "\n" not in str(caught.value)
