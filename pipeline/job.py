@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -78,7 +79,16 @@ class Parts:
 
 
 def make_accelerator(recipe: RecipeBase) -> Accelerator:
-    """One per run; accelerate keeps the settings of the first one in the process, which the next may not share."""
+    """One per run; accelerate keeps the settings of the first one in the process, which the next may not share.
+
+    Raises RunError for context parallelism, which accelerate would take from the environment: every process would lay
+    out whole rows, and what a row's tokens are weighted by would be counted wrong.
+    """
+    if os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1") != "1":
+        raise RunError(
+            "context parallelism (PARALLELISM_CONFIG_CP_SIZE) is not supported: a row stays in one process; leave it "
+            "out, and see README, Long answers"
+        )
     AcceleratorState._reset_state()
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.training.mixed_precision)
 

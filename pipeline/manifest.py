@@ -1,8 +1,8 @@
 """A step's rollouts on disk before the update that they cause, so that a resumed run replays them bit by bit.
 
-One file per step, `journal/step-000012.json`, complete or absent, and one for the remote teachers that failed in it.
-What they answered is in `journal.sqlite` (`teachers/journal.py`). Once a checkpoint holds the update, it is removed.
-Floats are written with as many digits as give the same fp32 value back.
+One file per step, `journal/step-000012.jsonl` (`rollout_file.py`), complete or absent, and one for the remote teachers
+that failed in it. What they answered is in `journal.sqlite` (`teachers/journal.py`). Once a checkpoint holds the
+update, it is removed.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.files import write_text
+from pipeline.files import write_text, write_whole
+from pipeline.rollout_file import read_heads, read_rollouts, write_lines
 from pipeline.types import Prompt, Rollout
-from teachers.types import Segment, TeacherFailure, Usage
+from teachers.types import TeacherFailure, Usage
 
 
 def save_rollouts(folder: Path, step: int, rollouts: Sequence[Rollout]) -> None:
     """Records what was written for `step`, durably."""
-    value = {"step": step, "rollouts": [_to_json(rollout) for rollout in rollouts]}
-    write_text(_path(folder, step), json.dumps(value, ensure_ascii=False) + "\n")
+    write_whole(_path(folder, step), write_lines(step, rollouts))
 
 
 def load_rollouts(folder: Path, step: int, prompts: Sequence[Prompt]) -> list[Rollout] | None:
@@ -31,10 +30,13 @@ def load_rollouts(folder: Path, step: int, prompts: Sequence[Prompt]) -> list[Ro
     if not path.exists():
         return None
     by_id: Mapping[str, Prompt] = {prompt.prompt_id: prompt for prompt in prompts}
-    recorded = json.loads(path.read_text(encoding="utf-8"))["rollouts"]
-    if {rollout["prompt_id"] for rollout in recorded} != set(by_id):
-        raise RunError(f"{path}: recorded for other prompts than this step draws: the data changed; start a new run")
-    return [_from_json(rollout, by_id[rollout["prompt_id"]]) for rollout in recorded]
+    with path.open(encoding="utf-8") as lines:
+        if set(read_heads(lines)) != set(by_id):
+            raise RunError(
+                f"{path}: recorded for other prompts than this step draws: the data changed; start a new run"
+            )
+        lines.seek(0)
+        return read_rollouts(lines, by_id)
 
 
 def save_failures(folder: Path, step: int, failures: Mapping[tuple[str, str], TeacherFailure]) -> None:
@@ -58,38 +60,11 @@ def load_failures(folder: Path, step: int) -> dict[tuple[str, str], TeacherFailu
 
 def prune(folder: Path, step: int) -> None:
     """Removes the records of steps up to `step`, whose updates a checkpoint holds."""
-    for path in folder.glob("*-*.json"):
+    for path in folder.glob("*-*.json*"):
         if int(path.stem.rpartition("-")[2]) <= step:
             path.unlink()
 
 
 def _path(folder: Path, step: int, what: str = "step") -> Path:
-    return folder / f"{what}-{step:06d}.json"
-
-
-def _to_json(rollout: Rollout) -> dict[str, Any]:
-    return {
-        "prompt_id": rollout.prompt.prompt_id,
-        "sample_index": rollout.sample_index,
-        "prompt_ids": rollout.prompt_ids,
-        "segments": [[s.role, s.kind, s.token_ids, s.trainable] for s in rollout.segments],
-        "finish_reason": rollout.finish_reason,
-        "model_logprobs": rollout.model_logprobs,
-        "sampling_logprobs": rollout.sampling_logprobs,
-        "policy_versions": rollout.policy_versions,
-        "writer": rollout.writer,
-    }
-
-
-def _from_json(value: Mapping[str, Any], prompt: Prompt) -> Rollout:
-    return Rollout(
-        prompt=prompt,
-        sample_index=value["sample_index"],
-        prompt_ids=tuple(value["prompt_ids"]),
-        segments=tuple(Segment(role, kind, tuple(ids), trainable) for role, kind, ids, trainable in value["segments"]),
-        finish_reason=value["finish_reason"],
-        model_logprobs=tuple(value["model_logprobs"]),
-        sampling_logprobs=tuple(value["sampling_logprobs"]),
-        policy_versions=tuple(value["policy_versions"]),
-        writer=value["writer"],
-    )
+    ending = "jsonl" if what == "step" else "json"
+    return folder / f"{what}-{step:06d}.{ending}"

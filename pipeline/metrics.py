@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from statistics import fmean
@@ -189,7 +189,7 @@ def shrinks(text: str) -> float:
     return len(end) / len(zlib.compress(end, wbits=-zlib.MAX_WBITS)) if end else 0.0
 
 
-def describe_repetition(texts: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def describe_repetition(texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """repetition: by domain, the share of its answers that repeat themselves. texts: (domain, answer)."""
     found: dict[str, list[bool]] = {}
     for domain, text in texts:

@@ -18,10 +18,14 @@ from tokenizers.trainers import BpeTrainer
 from transformers import (
     DeepseekV4Config,
     Gemma2Config,
+    Gemma3TextConfig,
     GenerationConfig,
+    GptOssConfig,
     LlamaConfig,
+    MistralConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -193,11 +197,50 @@ def _llama(shape: NewModel, vocab_size: int) -> PretrainedConfig:
     return LlamaConfig(**_dense(shape, vocab_size), tie_word_embeddings=False)
 
 
+def _mistral(shape: NewModel, vocab_size: int) -> PretrainedConfig:
+    """As its releases since 0.2: no window."""
+    return MistralConfig(**_dense(shape, vocab_size), sliding_window=None, tie_word_embeddings=False)
+
+
+def _qwen3_moe(shape: NewModel, vocab_size: int) -> PretrainedConfig:
+    return Qwen3MoeConfig(
+        **_dense(shape, vocab_size),
+        moe_intermediate_size=shape.hidden_size,
+        num_experts=4,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        tie_word_embeddings=False,
+    )
+
+
+def _gpt_oss(shape: NewModel, vocab_size: int) -> PretrainedConfig:
+    """Attention sinks, windows in every other layer, experts in all."""
+    return GptOssConfig(
+        **(_dense(shape, vocab_size) | {"intermediate_size": shape.hidden_size}),
+        sliding_window=max(4, shape.context // 4),
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 150_000.0},
+        tie_word_embeddings=False,
+    )
+
+
 def _gemma2(shape: NewModel, vocab_size: int) -> PretrainedConfig:
     return Gemma2Config(
         **_dense(shape, vocab_size),
         query_pre_attn_scalar=shape.hidden_size // shape.heads,
         sliding_window=max(4, shape.context // 4),
+        tie_word_embeddings=True,
+    )
+
+
+def _gemma3(shape: NewModel, vocab_size: int) -> PretrainedConfig:
+    """Its text model: every other layer has a window, with angles of its own."""
+    return Gemma3TextConfig(
+        **_dense(shape, vocab_size),
+        query_pre_attn_scalar=shape.hidden_size // shape.heads,
+        sliding_window=max(4, shape.context // 4),
+        layer_types=[("sliding_attention", "full_attention")[layer % 2] for layer in range(shape.layers)],
         tie_word_embeddings=True,
     )
 
@@ -229,4 +272,13 @@ def _deepseek_v4(shape: NewModel, vocab_size: int) -> PretrainedConfig:
     )
 
 
-_CONFIGS = {"qwen3": _qwen3, "llama": _llama, "gemma2": _gemma2, "deepseek_v4": _deepseek_v4}
+_CONFIGS = {
+    "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
+    "llama": _llama,
+    "mistral": _mistral,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "gpt_oss": _gpt_oss,
+    "deepseek_v4": _deepseek_v4,
+}

@@ -79,7 +79,9 @@ class NewModel(Section):
 
     model_config = example("{architecture: qwen3, hidden_size: 96, layers: 3, context: 128}")
 
-    architecture: Literal["qwen3", "llama", "gemma2", "deepseek_v4"] = "qwen3"
+    architecture: Literal["qwen3", "qwen3_moe", "llama", "mistral", "gemma2", "gemma3", "gpt_oss", "deepseek_v4"] = (
+        "qwen3"
+    )
     hidden_size: Positive = 128
     layers: Positive = 4
     heads: Positive = Field(4, description="of attention; they divide hidden_size")
@@ -128,6 +130,12 @@ class Student(Section):
     )
     gradient_checkpointing: bool = Field(
         False, description="activations are computed again: less memory, a slower update"
+    )
+    mlp_tokens: Positive | None = Field(
+        None, description="of each row, that an MLP takes at once in a forward; fewer: less memory for long answers"
+    )
+    offload_activations: bool = Field(
+        False, description="those that are kept wait in the machine's memory, not in the accelerator's"
     )
     chat_template: Path | None = Field(None, description="a Jinja file, instead of the tokenizer's own template")
 

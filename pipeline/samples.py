@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_VIEWED = 500  # steps of a run
 MOST_CHOICES = 64  # tokens of an answer
+LONGEST_VIEWED = 65_536  # tokens: a longer answer is kept as its text alone, hundreds of bytes a token less
 DIGITS = 5  # that count; a page shows fewer
 
 
@@ -44,13 +45,17 @@ def keep(rollouts: Sequence[Rollout], step: int, steps: int) -> Kept:
     """One of a step's rollouts, of `steps` that there are at most: the domains in turn, and each time that a domain has
     its turn the next of its rollouts. Steps that are viewed take turns among themselves, or a domain might never be."""
     every = ceil(steps / MOST_VIEWED)
-    viewed = (step - 1) % every == 0
-    turn = (step - 1) // every + 1 if viewed else step
+    due = (step - 1) % every == 0
+    turn = (step - 1) // every + 1 if due else step
     domains = sorted({rollout.prompt.domain for rollout in rollouts})
     visit, domain = divmod(turn, len(domains))
     places = [n for n, rollout in enumerate(rollouts) if rollout.prompt.domain == domains[domain]]
     place = places[visit % len(places)]
-    return Kept(rollouts[place], place, viewed)
+    return Kept(rollouts[place], place, due and not _is_long(rollouts[place]))
+
+
+def _is_long(rollout: Rollout) -> bool:
+    return sum(len(segment.token_ids) for segment in rollout.segments) > LONGEST_VIEWED
 
 
 def line_of(rollout: Rollout, decode: Decode) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def line_of(rollout: Rollout, decode: Decode) -> dict[str, Any]:
         "reference": rollout.prompt.reference,
         "finish_reason": rollout.finish_reason,
         "writer": rollout.writer,
-        "sampling_logprobs": rollout.sampling_logprobs,
+        "sampling_logprobs": () if _is_long(rollout) else rollout.sampling_logprobs,
     }
 
 
@@ -123,11 +128,13 @@ def _expectations(rollout: Rollout, seen: Shown | None, decode: Decode) -> dict[
         return found
 
     def of(expected: Expected) -> dict[str, Any]:
-        top = (
-            _choices(ids, logprobs, text) if n in telling else None
-            for n, (ids, logprobs) in enumerate(zip(expected.ids.tolist(), expected.logprobs.tolist(), strict=True))
-        )
-        return {"logprobs": spread(_numbers(expected.label_logprobs)), "top": spread(top)}
+        chosen = sorted(telling)
+        columns = zip(chosen, expected.ids[chosen].tolist(), expected.logprobs[chosen].tolist(), strict=True)
+        top = {n: _choices(ids, logprobs, text) for n, ids, logprobs in columns}
+        return {
+            "logprobs": spread(_numbers(expected.label_logprobs)),
+            "top": spread(top.get(n) for n in range(len(places))),
+        }
 
     teachers = {
         name: {"divergence": spread(_numbers(seen.divergences[name])), **of(expected)}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import recipe
+from pipeline.activations import checkpoint_layers, moved_to_memory, split_mlps
 from pipeline.errors import ModelError, RunError
 from pipeline.fused import fused_loss
 from pipeline.types import StepOutput, TrainingBatch
@@ -44,13 +45,14 @@ class Student(nn.Module):
     training mode.
     """
 
-    def __init__(self, lm: CausalLM, head: Head, key: ModelKey, chunk_bytes: int) -> None:
+    def __init__(self, lm: CausalLM, head: Head, key: ModelKey, chunk_bytes: int, *, offloads: bool = False) -> None:
         super().__init__()
         self.model = lm.model
         self.lm = lm
         self.head = head
         self.key = key
         self.chunk_bytes = chunk_bytes
+        self.offloads = offloads
         self.packs = packs(lm)
         self.trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.eval()
@@ -70,7 +72,8 @@ class Student(nn.Module):
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """The batch's loss and measurements. Every trained parameter is in the graph, for an empty batch too."""
-        hidden = packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
+        with moved_to_memory(self.lm.model) if self.offloads else nullcontext():
+            hidden = packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
         output = fused_loss(hidden, self.head, self.head.load(), batch, chunk_bytes=self.chunk_bytes)
         return replace(output, loss=attached(output.loss, list(self.trained_parameters().values())))
 
@@ -171,13 +174,20 @@ def load_student(
     else:
         lm.model.requires_grad_(True)
     _freeze_indexers(lm.model)
+    if config.offload_activations and device.type == "cpu":
+        raise ModelError(
+            "student.offload_activations: the student is on the CPU, whose memory they would be moved to; leave it out"
+        )
+    if config.mlp_tokens is not None:
+        split_mlps(lm.model, config.mlp_tokens)
     if config.gradient_checkpointing:
-        _checkpoint_layers(lm.model)
+        checkpoint_layers(lm.model)
     try:
         head = find_head(lm.model, lm.vocab_size, key="student")
     except TeacherError as error:
         raise ModelError(str(error)) from error
-    return Student(lm, head, model_key(model_path, config.revision, config.dtype), chunk_bytes)
+    key = model_key(model_path, config.revision, config.dtype)
+    return Student(lm, head, key, chunk_bytes, offloads=config.offload_activations)
 
 
 def _read_template(path: Path) -> str:
@@ -204,14 +214,6 @@ def _freeze_indexers(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if ".indexer." in name:
             parameter.requires_grad_(False)
-
-
-def _checkpoint_layers(model: Any) -> None:
-    base = model.get_base_model() if is_adapted(model) else model
-    with warnings.catch_warnings():
-        # transformers renames this in version 6; the new name is not in the oldest version supported.
-        warnings.simplefilter("ignore", FutureWarning)
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _with_lora(model: nn.Module, tune: recipe.LoraTuning, seed: int) -> PeftModel:
@@ -253,12 +255,14 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _refuse_targets(model: PeftModel) -> None:
+    from peft.tuners.lora import ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = model.get_base_model()
     ends = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
     for name, module in base.named_modules():
-        if not isinstance(module, BaseTunerLayer):
+        # One around a parameter (experts, routers) adds to the weights themselves, whatever is computed with them.
+        if not isinstance(module, BaseTunerLayer) or isinstance(module, ParamWrapper):
             continue
         if id(module) in ends:
             raise ModelError(

@@ -29,6 +29,7 @@ from pipeline.keeping import alarm_of, announce, keep_start, roll_back, save_sta
 from pipeline.lookout import Alarm, first_alarm, look
 from pipeline.loop import Loop, State
 from pipeline.metrics import (
+    LOOKED_AT,
     Sums,
     all_finite,
     describe,
@@ -289,10 +290,13 @@ def sample_of(
     return line | next(known for known in loop.world.gather(view) if known is not None)
 
 
-def _texts(loop: Loop, rollouts: Sequence[Rollout]) -> list[tuple[str, str]]:
-    """The domain and the text of what the student or a teacher wrote."""
-    written = [rollout for rollout in rollouts if rollout.writer != REFERENCE]
-    return [(rollout.prompt.domain, loop.student.lm.tokenizer.decode(rollout.completion_ids)) for rollout in written]
+def _texts(loop: Loop, rollouts: Sequence[Rollout]) -> Iterator[tuple[str, str]]:
+    """The domain and the text of what the student or a teacher wrote, one after the other; of a long one its end, which
+    is all that is looked at."""
+    for rollout in rollouts:
+        if rollout.writer != REFERENCE:
+            end = rollout.completion_ids[-8 * LOOKED_AT :]  # a token is a byte or more, a character four bytes at most
+            yield rollout.prompt.domain, loop.student.lm.tokenizer.decode(end)
 
 
 def record(loop: Loop, line: Mapping[str, Any], clock: Clock, sample: Mapping[str, Any], steps: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
+from torch.nn import Linear
 
 from pipeline.new_model import characters_tokenizer, model_config, model_from_config
 from pipeline.recipe import NewModel
@@ -13,8 +14,10 @@ from pipeline.recipe import NewModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-Architecture = Literal["qwen3", "llama", "gemma2", "deepseek_v4"]
+Architecture = Literal["qwen3", "qwen3_moe", "llama", "mistral", "gemma2", "gemma3", "gpt_oss", "deepseek_v4"]
+# One of each way to be different: every suite runs over these. `test_architectures.py` runs whole runs over all.
 ARCHITECTURES: tuple[Architecture, ...] = ("qwen3", "llama", "gemma2", "deepseek_v4")
+ALL_ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 CONTEXT = 128
 
 
@@ -50,10 +53,13 @@ def save_adapter(folder: Path, base: str, seed: int = 0, rank: int = 4, scale: f
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
-        LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear"),
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    # Some are called linear and reshape their input: LoRA cannot stand beside them.
+    odd = [name for name, module in plain.named_modules() if isinstance(module, Linear) and not _is_plain(module)]
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=odd or None
     )
+    model = get_peft_model(plain, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -61,3 +67,7 @@ def save_adapter(folder: Path, base: str, seed: int = 0, rank: int = 4, scale: f
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     model.save_pretrained(str(folder))
     return str(folder)
+
+
+def _is_plain(module: Linear) -> bool:
+    return type(module).forward is Linear.forward

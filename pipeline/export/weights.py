@@ -6,6 +6,7 @@ The live student stays as it is: merging into it and out again would not give th
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,15 +96,18 @@ def merged(model: nn.Module, adapter: str | None = ADAPTER, *, dtype: torch.dtyp
     base = unwrapped(model)
     own = next(base.parameters()).dtype
     wanted = dtype or own
+    # peft stands around a layer, or, for experts, around one of its parameters after the other.
     adapted = {
-        f"{name}.weight": module for name, module in base.named_modules() if adapter in getattr(module, "lora_A", ())
+        f"{_plain_name(name)}.{getattr(module, 'parameter_name', 'weight')}": module
+        for name, module in base.named_modules()
+        if adapter in getattr(module, "lora_A", ())
     }
     state: dict[str, Tensor] = {}
     seen: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one tensor
     for long_name, tensor in base.state_dict().items():
         if ".lora_" in long_name or ".modules_to_save." in long_name:
             continue
-        name = long_name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        name = _plain_name(long_name)
         value = tensor
         if name in adapted:
             layer: Any = adapted[name]
@@ -118,6 +122,11 @@ def merged(model: nn.Module, adapter: str | None = ADAPTER, *, dtype: torch.dtyp
     plain.config.dtype = wanted
     plain.generation_config = base.generation_config
     return plain
+
+
+def _plain_name(name: str) -> str:
+    """What a module or a weight of a peft model is called in the plain one."""
+    return re.sub(r"\.(base_layer|original_module)(?=\.|$)", "", name)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

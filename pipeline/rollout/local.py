@@ -184,14 +184,15 @@ def stopping_of(lm: CausalLM, settings: SamplingSettings) -> Stopping:
 
 def _rollout(row: _Row, draft: _Draft, tags: ThinkTags | None, policy_version: int) -> Rollout:
     assert draft.finish is not None
+    model, sampling = tuple(draft.model_logprobs), tuple(draft.sampling_logprobs)
     return Rollout(
         prompt=row.prompt,
         sample_index=row.sample_index,
         prompt_ids=row.prompt_ids,
         segments=segment(draft.token_ids, draft.finish.reason, tags, row.prompt_ids, draft.finish.past_stop),
         finish_reason=draft.finish.reason,
-        model_logprobs=tuple(draft.model_logprobs),
-        sampling_logprobs=tuple(draft.sampling_logprobs),
+        model_logprobs=model,
+        sampling_logprobs=model if sampling == model else sampling,  # 32 bytes a token, where one object will do
         policy_versions=(policy_version,) * len(draft.token_ids),
     )
 

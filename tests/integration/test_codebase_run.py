@@ -256,7 +256,7 @@ HOLD_SOURCE = {
     "run/samples.jsonl",  # one rollout of each step, for a person to read
     "run/evaluations/base.samples.jsonl",  # every answer of an evaluation, beside its reference
     "run/evaluations/student-N.samples.jsonl",
-    "run/journal/step-N.json",  # rollouts, as token ids, until a checkpoint holds their update
+    "run/journal/step-N.jsonl",  # rollouts, as token ids, until a checkpoint holds their update
     "run/initial/tokenizer.json",  # words of the code, where the student's tokenizer was learned from it
     "run/model/tokenizer.json",
 }

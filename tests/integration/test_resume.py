@@ -91,7 +91,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
         # What is written for step 7 goes with the checkpoint of step 8, and who looks may be late.
         (
             lambda: (
-                (folder / "journal" / "step-000007.json").exists() or (folder / "checkpoints" / "step-000008").exists()
+                (folder / "journal" / "step-000007.jsonl").exists() or (folder / "checkpoints" / "step-000008").exists()
             ),
             0.1,
         ),
@@ -138,9 +138,9 @@ def test_recorded_rollouts_are_replayed_and_not_written_again(tmp_path: Path, mo
         patch.setattr(trainer, "update", stop)
         with pytest.raises(Stop):
             run_here(recipe, f"output={folder}")
-    assert [path.name for path in (folder / "journal").iterdir()] == ["step-000001.json"]
-    recorded = (folder / "journal" / "step-000001.json").read_text()
-    (folder / "journal" / "step-000001.json").write_text(
+    assert [path.name for path in (folder / "journal").iterdir()] == ["step-000001.jsonl"]
+    recorded = (folder / "journal" / "step-000001.jsonl").read_text()
+    (folder / "journal" / "step-000001.jsonl").write_text(
         recorded.replace('"finish_reason": "length"', '"finish_reason": "stop"')
     )
     run_here(recipe, f"output={folder}", resume=True)

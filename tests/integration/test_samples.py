@@ -13,10 +13,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pipeline import manifest, samples
-from pipeline.files import read_json, read_lines
+from pipeline.files import read_lines
 from pipeline.new_model import model_config, model_from_config
 from pipeline.recipe import NewModel
+from pipeline.rollout_file import read_heads, read_rollouts
 from pipeline.token_texts import entry_text
+from pipeline.types import Prompt, Rollout
+from teachers.types import RawText
 from tests.integration.test_two_processes import torchrun
 from tests.mixed import mixed_settings, scored_model
 from tests.models import tiny_tokenizer
@@ -119,14 +122,13 @@ def test_a_line_is_what_the_models_say_and_what_was_said_of_the_answer(
         assert_whole(line)
     assert all(line["seconds"]["early"] > 0 for line in read_lines(folder / "timings.jsonl"))
     (line, *_) = lines
-    recorded = read_json(folder / "journal" / "step-000001.json")["rollouts"]
-    (rollout,) = [r for r in recorded if f"{r['prompt_id']}/{r['sample_index']}" == line["rollout_id"]]
-    ids = [token for segment in rollout["segments"] for token in segment[2]]
-    assert line["prompt_id"] == rollout["prompt_id"]
-    assert line["segments"] == [[s[1], *ends] for s, ends in zip(rollout["segments"], _ends(rollout), strict=True)]
+    rollout = _recorded(folder / "journal" / "step-000001.jsonl", line["rollout_id"])
+    ids = list(rollout.completion_ids)
+    assert line["prompt_id"] == rollout.prompt.prompt_id
+    assert line["segments"] == [[s.kind, *ends] for s, ends in zip(rollout.segments, _ends(rollout), strict=True)]
     # The first step's student is the one that it began with.
-    lp = naive_logprobs(settings["student"]["model"], rollout["prompt_ids"], ids)
-    lq = naive_logprobs(settings["teachers"]["local"]["model"], rollout["prompt_ids"], ids)
+    lp = naive_logprobs(settings["student"]["model"], rollout.prompt_ids, ids)
+    lq = naive_logprobs(settings["teachers"]["local"]["model"], rollout.prompt_ids, ids)
     assert_expected(line, lp, ids)
     assert list(line["teachers"]) == ["local"]
     assert_expected(line["teachers"]["local"], lq, ids)
@@ -144,8 +146,16 @@ def test_a_line_is_what_the_models_say_and_what_was_said_of_the_answer(
         assert said["rewrite_text"] in (None, said["rewrite"])
 
 
-def _ends(rollout: dict[str, Any]) -> list[tuple[int, int]]:
-    lengths = [len(segment[2]) for segment in rollout["segments"]]
+def _recorded(path: Path, rollout_id: str) -> Rollout:
+    with path.open() as lines:
+        prompts = {name: Prompt(name, "", "", RawText("")) for name in read_heads(lines)}
+        lines.seek(0)
+        (found,) = [rollout for rollout in read_rollouts(lines, prompts) if rollout.rollout_id == rollout_id]
+    return found
+
+
+def _ends(rollout: Rollout) -> list[tuple[int, int]]:
+    lengths = [len(segment.token_ids) for segment in rollout.segments]
     return [(sum(lengths[:n]), sum(lengths[: n + 1])) for n in range(len(lengths))]
 
 

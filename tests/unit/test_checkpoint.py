@@ -102,4 +102,4 @@ def test_pruning_keeps_what_no_checkpoint_holds(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         manifest.save_rollouts(tmp_path, step, [make_rollout(prompt)])
     manifest.prune(tmp_path, 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000003.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003.jsonl"]

@@ -19,16 +19,18 @@ from pipeline import run_directory
 from pipeline.cli import app
 from pipeline.guards import RECENT, WINDOW
 from pipeline.lookout import QUIET
-from pipeline.recipe import DistillRecipe, Recipe, SftRecipe
+from pipeline.recipe import DistillRecipe, NewModel, Recipe, SftRecipe
 from pipeline.recipe_file import load_recipe
 from pipeline.recipe_guards import NAMES, Action, Guards
+from pipeline.rollout.lean import LeanEngine, engine_for
 from pipeline.run_directory import EXTENDABLE
 from pipeline.tasks import DOMAINS
 from pipeline.types import DivergenceKind
+from teachers.causal_lm import CausalLM
 from teachers.heads import find_head
 from teachers.pool import KINDS
 from teachers.probe import probe
-from tests.models import ARCHITECTURES, Architecture, tiny_model, tiny_tokenizer
+from tests.models import ALL_ARCHITECTURES, CONTEXT, Architecture, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -255,9 +257,13 @@ def architectures() -> dict[str, list[str]]:
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows if name != "architecture"}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_that_can_be_made_is_in_the_table() -> None:
+    assert tuple(architectures()) == ALL_ARCHITECTURES == get_args(NewModel.model_fields["architecture"].annotation)
+
+
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
 def test_architectures_are_as_found(architecture: Architecture) -> None:
-    (said,) = re.findall(r"found with transformers (\d+\.\d+)", " ".join(README.split()))
+    (said,) = re.findall(r"[Ff]ound with transformers (\d+\.\d+)", " ".join(README.split()))
     if not transformers.__version__.startswith(f"{said}."):
         pytest.skip(f"README says what was found with transformers {said}")
     size = len(tiny_tokenizer())
@@ -265,7 +271,9 @@ def test_architectures_are_as_found(architecture: Architecture) -> None:
     tolerance, head = probe(model, size), find_head(model, size, key=architecture)
     found = ["yes" if holds else "no" for holds in (tolerance.left_padding, tolerance.packing, tolerance.row_removal)]
     capped = f"capped at {head.softcap:g}" if head.softcap else "plain" if head.scale == 1 else "scaled"
-    assert architectures()[architecture] == [*found, capped]
+    lm = CausalLM("student", model, tiny_tokenizer(), size, frozenset([1]), CONTEXT, lambda: tolerance)
+    decoded = "our own operations" if isinstance(engine_for(lm), LeanEngine) else "transformers"
+    assert architectures()[architecture] == [decoded, model.config._attn_implementation, *found, capped]
 
 
 def test_what_contributing_names_is_there() -> None:

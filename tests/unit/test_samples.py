@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import samples
 from pipeline.samples import MOST_CHOICES, MOST_VIEWED, keep, line_of, view_of
 from pipeline.types import Expected, Prompt, Rollout, Shown
 from teachers.types import Answer, FullVocab, Judgment, RawText, Segment, TeacherFailure
@@ -49,6 +50,14 @@ def test_the_domains_take_turns_and_so_do_each_domains_rollouts() -> None:
     assert [one.rollout.prompt.domain for one in kept] == ["b", "a"] * 6
     assert Counter(one.rollout.rollout_id for one in kept) == {one.rollout_id: 2 for one in rollouts}
     assert all(rollouts[one.place] is one.rollout is one.shown for one in kept)
+
+
+def test_a_long_answer_is_a_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    long, short = rollout(text="2+2=4"), rollout(text="4")
+    monkeypatch.setattr(samples, "LONGEST_VIEWED", len(short.completion_ids))
+    assert (keep([long], 1, 1).viewed, keep([short], 1, 1).viewed) == (False, True)
+    assert line_of(long, DECODE)["completion"] == "2+2=4<|end|>"
+    assert [len(line_of(one, DECODE)["sampling_logprobs"]) for one in (long, short)] == [0, len(short.completion_ids)]
 
 
 @pytest.mark.parametrize("steps", [1, 400, 500, 501, 5_000, 9_999])
