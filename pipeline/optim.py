@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from pipeline.quantize.rounded import Rounded, by_parameter
+
 if TYPE_CHECKING:
     from pipeline.recipe import Training
 
@@ -37,11 +39,16 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 def build_optimizer(student: nn.Module, training: Training) -> Optimizer:
-    """AdamW over the student's trainable parameters, with fp32 copies of those in half precision."""
+    """AdamW over the student's trainable parameters, with fp32 copies of those in half precision or quantized."""
     groups = parameter_groups(student, training.weight_decay)
     trained = [parameter for group in groups for parameter in group["params"]]
-    build = AdamW if all(parameter.dtype == torch.float32 for parameter in trained) else MasterAdamW
-    return build(groups, lr=training.learning_rate, betas=training.betas, eps=EPS, fused=_has_fused(trained))
+    rounded: tuple[Rounded, ...] = getattr(student, "rounded", ())
+    fused = _has_fused(trained)
+    if not rounded and all(parameter.dtype == torch.float32 for parameter in trained):
+        return AdamW(groups, lr=training.learning_rate, betas=training.betas, eps=EPS, fused=fused)
+    return MasterAdamW(
+        groups, lr=training.learning_rate, betas=training.betas, eps=EPS, fused=fused, rounded=by_parameter(rounded)
+    )
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -69,6 +76,8 @@ class MasterAdamW(Optimizer):
     bf16 keeps 8 bits: a weight of 0.02 does not move by less than 4e-5, so at a rate of 1e-5 plain AdamW on bf16
     weights would train next to nothing. The copies are part of the state: resuming is exact. fp32 parameters among
     them are their own copies.
+
+    rounded: by a parameter's id, what it is rounded to where its dtype is not all: a quantized student's weights.
     """
 
     def __init__(
@@ -79,9 +88,11 @@ class MasterAdamW(Optimizer):
         eps: float = EPS,
         *,
         fused: bool = False,
+        rounded: Mapping[int, Rounded] | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        masters = [{**group, "params": [_master(p) for p in group["params"]]} for group in self.param_groups]
+        self._rounded = rounded or {}
+        masters = [{**group, "params": [self._master(p) for p in group["params"]]} for group in self.param_groups]
         self._adamw = AdamW(masters, lr=lr, betas=betas, eps=eps, fused=fused)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
@@ -100,7 +111,7 @@ class MasterAdamW(Optimizer):
             master.grad = None if parameter.grad is None else parameter.grad.float()
         self._adamw.step()
         for parameter, master in pairs:
-            parameter.copy_(master)
+            self._refresh(parameter, master)
             master.grad = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,11 +127,19 @@ class MasterAdamW(Optimizer):
             live.update({key: value for key, value in group.items() if key in ("lr", "betas", "eps", "weight_decay")})
         for (parameter, master), saved in zip(self._pairs(), state_dict["masters"], strict=True):
             master.copy_(saved)
+            self._refresh(parameter, master)
+
+    def _master(self, parameter: Tensor) -> Tensor:
+        if id(parameter) in self._rounded:
+            return self._rounded[id(parameter)].master
+        return parameter if parameter.dtype == torch.float32 else parameter.detach().float()
+
+    def _refresh(self, parameter: Tensor, master: Tensor) -> None:
+        """The master's values into the parameter, as it can hold them."""
+        if id(parameter) in self._rounded:
+            self._rounded[id(parameter)].refresh()
+        else:
             parameter.copy_(master)
-
-
-def _master(parameter: Tensor) -> Tensor:
-    return parameter if parameter.dtype == torch.float32 else parameter.detach().float()
 
 
 def _has_fused(parameters: list[Tensor]) -> bool:

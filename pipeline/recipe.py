@@ -16,6 +16,7 @@ from pipeline.recipe_asking import ByDomain, PoolSettings, Privacy, Routing
 from pipeline.recipe_checks import disagreements
 from pipeline.recipe_guards import Guards
 from pipeline.recipe_losses import Average, Objective
+from pipeline.recipe_quantize import Quantize
 from pipeline.recipe_values import (
     Decay,
     Fraction,
@@ -130,6 +131,9 @@ class Student(Section):
         False, description="activations are computed again: less memory, a slower update"
     )
     chat_template: Path | None = Field(None, description="a Jinja file, instead of the tokenizer's own template")
+    quantize: Quantize | None = Field(
+        None, description="weights of 4 bits, which it trains with and answers with; the kind alone is enough"
+    )
 
 
 # ---- prompts ----

@@ -23,7 +23,7 @@ def describe_result(folder: Path) -> None:
     """Cards for a finished run's own `model` and `adapter`."""
     run = read_run(folder)
     step = last_evaluated(folder)
-    kinds: tuple[Kind, ...] = ("model", "adapter")
+    kinds: tuple[Kind, ...] = ("model", "adapter", "quantized")
     for kind in kinds:
         if (folder / kind).is_dir():
             write_card(run, step, folder / kind, kind, ask=False)

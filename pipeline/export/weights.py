@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.errors import ModelError, RunError
 from pipeline.export.form import Form, Kind
+from pipeline.export.quantized import packed_state, save_packed
 from pipeline.student import ADAPTER, Student
 from teachers.causal_lm import CausalLM, unwrapped
 from teachers.switching import is_adapted
@@ -26,6 +27,8 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cut
 
 def kinds_of(student: Student) -> tuple[Kind, ...]:
     """What can be written of it, what is smaller first."""
+    if student.rounded:
+        return ("quantized", "model")
     return ("adapter", "model") if is_adapted(student.lm.model) else ("model",)
 
 
@@ -40,13 +43,31 @@ def write_weights(student: Student, folder: Path, form: Form, stop_ids: Sequence
         RunError: an adapter of a student that has none; too little room on the disk, before anything is written.
     """
     if form.kind not in kinds_of(student):
-        raise RunError("a student that was trained with tune: full has no adapter; export it with --kind model")
+        raise RunError(missing_kind(form.kind))
     if form.kind == "adapter":
         _write_adapter(student, folder, form)
+    elif form.kind == "quantized":
+        _write_quantized(student, folder, form)
     else:
         _write_model(student, folder, form)
     generation_config(student.lm, stop_ids).save_pretrained(folder)
     student.lm.tokenizer.save_pretrained(folder)
+
+
+def missing_kind(kind: Kind) -> str:
+    """What is said where a student is not of that kind."""
+    if kind == "adapter":
+        return "a student that was trained with tune: full has no adapter; export it with --kind model"
+    return "only a student that was trained with tune: full and student.quantize is quantized; export it with --kind model"
+
+
+def _write_quantized(student: Student, folder: Path, form: Form) -> None:
+    if form.dtype == "float16":
+        raise ModelError("--dtype float16: a quantized model's scales are bfloat16; export with bfloat16 or float32")
+    plain = merged(student.lm.model, dtype=None if form.dtype is None else getattr(torch, form.dtype))
+    state = packed_state(plain, student.rounded)
+    _require_room(folder, state.values())
+    save_packed(plain, state, student.rounded, folder, form.shard)
 
 
 def _write_model(student: Student, folder: Path, form: Form) -> None:
