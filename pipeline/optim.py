@@ -114,10 +114,14 @@ class MasterAdamW(Optimizer):
             self._refresh(parameter, master)
             master.grad = None
 
+    def _own(self) -> list[tuple[Tensor, Tensor]]:
+        """The pairs whose masters nobody else keeps; a rounded weight's belongs to the student's state."""
+        return [pair for pair in self._pairs() if id(pair[0]) not in self._rounded]
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "adamw": self._adamw.state_dict(),
-            "masters": [master.detach() for _, master in self._pairs()],
+            "masters": [master.detach() for _, master in self._own()],
         }
 
     @torch.no_grad()
@@ -125,9 +129,9 @@ class MasterAdamW(Optimizer):
         self._adamw.load_state_dict(dict(state_dict["adamw"]))
         for live, group in zip(self.param_groups, self._adamw.param_groups, strict=True):
             live.update({key: value for key, value in group.items() if key in ("lr", "betas", "eps", "weight_decay")})
-        for (parameter, master), saved in zip(self._pairs(), state_dict["masters"], strict=True):
+        for (parameter, master), saved in zip(self._own(), state_dict["masters"], strict=True):
             master.copy_(saved)
-            self._refresh(parameter, master)
+            parameter.copy_(master)
 
     def _master(self, parameter: Tensor) -> Tensor:
         if id(parameter) in self._rounded:

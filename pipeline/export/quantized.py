@@ -52,7 +52,9 @@ def packed_config(plain: PreTrainedModel, rounded: tuple[Rounded, ...]) -> dict[
     return compressed_config(rounded[0].grid, left)
 
 
-def save_packed(plain: PreTrainedModel, state: dict[str, Tensor], rounded: tuple[Rounded, ...], to: Path, shard: str) -> None:
+def save_packed(
+    plain: PreTrainedModel, state: dict[str, Tensor], rounded: tuple[Rounded, ...], to: Path, shard: str
+) -> None:
     """Writes weights and config.json into `to`, which is there."""
     save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, to, max_shard_size=shard)
     plain.config.architectures = [type(plain).__name__]

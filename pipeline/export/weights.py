@@ -58,7 +58,9 @@ def missing_kind(kind: Kind) -> str:
     """What is said where a student is not of that kind."""
     if kind == "adapter":
         return "a student that was trained with tune: full has no adapter; export it with --kind model"
-    return "only a student that was trained with tune: full and student.quantize is quantized; export it with --kind model"
+    return (
+        "only a student that was trained with tune: full and student.quantize is quantized; export it with --kind model"
+    )
 
 
 def _write_quantized(student: Student, folder: Path, form: Form) -> None:

@@ -113,7 +113,11 @@ def _places(model: nn.Module) -> list[Place]:
     for name, module in model.named_modules():
         if ".indexer" in name:  # it only picks, and is never trained
             continue
-        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and id(module.weight) not in ends:
+        if (
+            isinstance(module, nn.Linear)
+            and type(module).forward is nn.Linear.forward
+            and id(module.weight) not in ends
+        ):
             places.append(Place(f"{name}.weight", module.weight, transposed=False))
         elif hasattr(module, "is_transposed"):  # transformers marks modules that hold experts so
             places += [
