@@ -232,6 +232,15 @@ def _limits(facts: Facts, kind: Kind) -> Iterator[str]:
         yield f"Whether the terms of {', '.join(unknown)} allow training on their outputs is not known: read them."
     if facts.licence is None and not facts.origin.new:
         yield "The licence of its base is not known here: look it up before you pass it on."
+    if facts.quantized and kind == "adapter":
+        yield f"It was trained over its base with weights rounded to {facts.quantized}, and belongs to that."
+    elif facts.quantized:
+        packed = (
+            "packed; transformers reads them with compressed-tensors installed"
+            if kind == "quantized"
+            else "written out"
+        )
+        yield f"It was trained with weights rounded to {facts.quantized}. Here these are {packed}."
     if kind == "adapter" and facts.origin.hub is None:
         yield "Its base is not on a hub: the adapter is of no use without it."
 
