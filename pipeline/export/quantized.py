@@ -56,7 +56,12 @@ def save_packed(
     plain: PreTrainedModel, state: dict[str, Tensor], rounded: tuple[Rounded, ...], to: Path, shard: str
 ) -> None:
     """Writes weights and config.json into `to`, which is there."""
-    save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, to, max_shard_size=shard)
+    save_torch_state_dict({name: _whole(tensor) for name, tensor in state.items()}, to, max_shard_size=shard)
     plain.config.architectures = [type(plain).__name__]
     plain.config.quantization_config = packed_config(plain, rounded)
     plain.config.save_pretrained(to)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Itself, or a copy of what is a part of another: a file holds whole tensors."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor.contiguous()

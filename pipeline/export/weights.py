@@ -64,9 +64,12 @@ def missing_kind(kind: Kind) -> str:
 
 
 def _write_quantized(student: Student, folder: Path, form: Form) -> None:
-    if form.dtype == "float16":
-        raise ModelError("--dtype float16: a quantized model's scales are bfloat16; export with bfloat16 or float32")
-    plain = merged(student.lm.model, dtype=None if form.dtype is None else getattr(torch, form.dtype))
+    """Floats of 4 bits come out as bfloat16 wherever they are read, so that a model of them computes in that."""
+    floats = student.rounded[0].grid.kind != "int4"
+    dtype = form.dtype or ("bfloat16" if floats else None)
+    if dtype == "float16" or (floats and dtype == "float32"):
+        raise ModelError(f"--dtype {dtype}: a model in 4 bits is read as bfloat16; export it with --dtype bfloat16")
+    plain = merged(student.lm.model, dtype=None if dtype is None else getattr(torch, dtype))
     state = packed_state(plain, student.rounded)
     _require_room(folder, state.values())
     save_packed(plain, state, student.rounded, folder, form.shard)

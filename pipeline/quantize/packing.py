@@ -24,7 +24,7 @@ def packed_matrix(elements: Tensor, scales: Tensor, grid: Grid, dtype: torch.dty
     if grid.kind == "int4":
         shape = torch.tensor(elements.shape)
         packed = _pairs((elements + 8).to(torch.uint8)).view(torch.int32)
-        return {"weight_packed": packed, "weight_scale": scales.to(dtype), "weight_shape": shape}
+        return {"weight_packed": packed, "weight_scale": scales.to(dtype, copy=True), "weight_shape": shape}
     packed = _pairs(_e2m1_codes(elements))
     if grid.kind == "mxfp4":
         return {"weight_packed": packed, "weight_scale": _e8m0(scales)}
@@ -62,7 +62,9 @@ def _pairs(codes: Tensor) -> Tensor:
 def _e2m1_codes(elements: Tensor) -> Tensor:
     """Values of E2M1 -> their 4 bits: a sign, and the place in the table."""
     table = torch.tensor(E2M1, device=elements.device)
-    return torch.searchsorted(table, elements.abs()).to(torch.uint8) | (elements.signbit().to(torch.uint8) << 3)
+    return torch.searchsorted(table, elements.abs().contiguous()).to(torch.uint8) | (
+        elements.signbit().to(torch.uint8) << 3
+    )
 
 
 def _e8m0(scales: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Place:
     """A weight to round. transposed: its inputs are the last dimension but one (gpt-oss's experts)."""
 
     name: str
-    parameter: nn.Parameter
+    parameter: Tensor
     transposed: bool
 
 

@@ -197,6 +197,7 @@ def test_rollouts_are_written_by_the_quantized_weights(case: str, folders: dict[
 def test_what_is_exported_loads_in_transformers_with_the_same_logits(
     case: str, dtype: str, folders: dict[str, str], tmp_path: Path
 ) -> None:
+    """As it is loaded by default, against the student in the dtype that the files have."""
     pytest.importorskip("compressed_tensors")
     architecture, quantize = CASES[case]
     student = student_of(folders[architecture], quantize, dtype=dtype)
@@ -206,11 +207,36 @@ def test_what_is_exported_loads_in_transformers_with_the_same_logits(
     optimizer.step()
     assert kinds_of(student) == ("quantized", "model")
     write_weights(student, tmp_path, Form("quantized"))
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, dtype)).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
+    assert loaded.dtype == (torch.float32 if (quantize["kind"], dtype) == ("int4", "float32") else torch.bfloat16)
+    same = student.model.to(loaded.dtype)
     with torch.no_grad():
-        mine, theirs = (model(input_ids=ids, use_cache=False).logits.float() for model in (student.model, loaded))
-    torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-4 if dtype == "float32" else 0.05)
+        mine, theirs = (model(input_ids=ids, use_cache=False).logits.float() for model in (same, loaded))
+    torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-4 if loaded.dtype == torch.float32 else 0.02)
     assert packed_bytes(tmp_path) < 0.17 * sum(4 * each.master.numel() for each in student.rounded)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_exported_holds_the_numbers_that_were_trained(
+    case: str, folders: dict[str, str], tmp_path: Path
+) -> None:
+    """Unpacked by transformers into a plain model: each rounded weight is the student's, bit by bit."""
+    pytest.importorskip("compressed_tensors")
+    from transformers import CompressedTensorsConfig, Mxfp4Config
+
+    architecture, quantize = CASES[case]
+    student = student_of(folders[architecture], quantize)
+    write_weights(student, tmp_path, Form("quantized"))
+    unpacked = Mxfp4Config(dequantize=True) if architecture == "gpt_oss" else CompressedTensorsConfig(dequantize=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, quantization_config=unpacked)
+    for each in student.rounded:
+        assert torch.equal(loaded.get_parameter(each.place.name), each.place.parameter), each.place.name
+
+
+def test_a_dtype_that_4_bits_are_not_read_in_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    for kind, dtype in (("mxfp4", "float32"), ("int4", "float16")):
+        with pytest.raises(ModelError, match="export it with --dtype bfloat16"):
+            write_weights(student_of(folders["qwen3"], kind), tmp_path, Form("quantized", dtype))
 
 
 def packed_bytes(folder: Path) -> int:
