@@ -24,7 +24,7 @@ def packed_state(plain: PreTrainedModel, rounded: tuple[Rounded, ...]) -> dict[s
 
     names = {each.place.name for each in rounded}
     rest = {name: tensor for name, tensor in plain.state_dict().items() if name not in names and not tensor.is_meta}
-    state: dict[str, Tensor] = revert_weight_conversion(plain, rest)
+    state: dict[str, Tensor] = revert_weight_conversion(plain, _once(rest))
     codes = {each.place.name: each.codes() for each in rounded}
     if any(each.place.transposed for each in rounded):
         packed = {name: packed_experts(code) for name, code in codes.items()}
@@ -32,7 +32,7 @@ def packed_state(plain: PreTrainedModel, rounded: tuple[Rounded, ...]) -> dict[s
     # Taking a model's experts apart and renaming them does not touch inputs: it is the same for elements and scales.
     elements = revert_weight_conversion(plain, {name: code.elements for name, code in codes.items()})
     scales = revert_weight_conversion(plain, {name: code.scales for name, code in codes.items()})
-    dtype = next(plain.parameters()).dtype
+    dtype: torch.dtype = plain.config.dtype
     for name, matrix in elements.items():
         parts = packed_matrix(matrix, scales[name], rounded[0].grid, dtype)
         state |= {f"{name.removesuffix('.weight')}.{key}": tensor for key, tensor in parts.items()}
@@ -60,6 +60,14 @@ def save_packed(
     plain.config.architectures = [type(plain).__name__]
     plain.config.quantization_config = packed_config(plain, rounded)
     plain.config.save_pretrained(to)
+
+
+def _once(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tied tensors under their first name, the embedding's: vLLM does not look for it under the head's."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in state.items():
+        first.setdefault((tensor.data_ptr(), tensor.shape), name)
+    return {name: state[name] for name in first.values()}
 
 
 def _whole(tensor: Tensor) -> Tensor:
