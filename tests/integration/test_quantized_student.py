@@ -23,7 +23,7 @@ from pipeline.new_model import model_from_config
 from pipeline.optim import build_optimizer
 from pipeline.quantize.grids import encoded
 from pipeline.rollout.local import LocalGenerator
-from pipeline.rollout.sampling import SamplingSettings
+from pipeline.rollout.protocol import SamplingSettings
 from pipeline.student import Student, load_student, load_trainable_state, trainable_state
 from pipeline.types import Prompt
 from teachers.types import RawText
@@ -339,7 +339,7 @@ def test_trained_quantized_is_nearer_than_quantized_afterwards(tmp_path: Path) -
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3 * parameter.std())
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1 * parameter.std())
     model.save_pretrained(tmp_path / "specialist")
     tiny_tokenizer().save_pretrained(tmp_path / "specialist")
     teachers = {"specialist": {"kind": "transformers", "model": str(tmp_path / "specialist"), "dtype": "float32"}}
@@ -377,7 +377,7 @@ def test_a_run_leaves_its_student_in_4_bits_and_resumes_exactly(tmp_path: Path) 
     path = write_recipe(tmp_path / "recipe.yaml", settings)
     whole = run_here(path, f"output={tmp_path / 'whole'}")
     parts = run_here(path, f"output={tmp_path / 'parts'}", "training.steps=2")
-    run_here(path, f"output={tmp_path / 'parts'}", resume=True, extend=True)
+    run_here(path, f"output={tmp_path / 'parts'}", extend=True)
     for name in ("metrics.jsonl", "model/model.safetensors", "quantized/model.safetensors"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
     config = json.loads((whole / "quantized" / "config.json").read_text())
