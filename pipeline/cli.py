@@ -248,7 +248,8 @@ def export_command(
         Path | None, typer.Option("--to", metavar="FOLDER", help="Default: export/KIND in the run's directory.")
     ] = None,
     kind: Annotated[
-        Literal["model", "adapter"], typer.Option("--kind", help="The whole model, or a LoRA student's adapter.")
+        Literal["model", "adapter", "quantized"],
+        typer.Option("--kind", help="The whole model, a LoRA student's adapter, or a quantized student in 4 bits."),
     ] = "model",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,

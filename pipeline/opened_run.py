@@ -75,7 +75,9 @@ def open_student(run: RecordedRun, moment: Moment, device: torch.device) -> Stud
     """
     config = run.recipe.student
     if moment.checkpoint is None:
-        config = config.model_copy(update={"tune": FullTuning(), "revision": None, "chat_template": None})
+        config = config.model_copy(
+            update={"tune": FullTuning(), "revision": None, "chat_template": None, "quantize": None}
+        )
         return load_student(
             config, model_path=str(run.folder / "model"), seed=0, chunk_bytes=CHUNK_BYTES, device=device
         )

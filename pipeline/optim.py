@@ -15,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 from pipeline import recipe_optimizer as recipe
 from pipeline.errors import RunError
 from pipeline.muon import Muon
+from pipeline.quantize.rounded import Rounded, by_parameter
 
 if TYPE_CHECKING:
     from pipeline.recipe import Training
@@ -46,7 +47,8 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 def build_optimizer(student: nn.Module, training: Training) -> Optimizer:
-    """The recipe's optimizer over the student's trainable parameters, with fp32 copies of those in half precision.
+    """The recipe's optimizer over the student's trainable parameters, with fp32 copies of those in half precision or
+    quantized.
 
     Raises RunError where it needs a package that is not installed.
     """
@@ -68,8 +70,9 @@ def build_optimizer(student: nn.Module, training: Training) -> Optimizer:
         build = partial(adamw_8bit, lr=rate, betas=chosen.betas)
     else:
         build = partial(AdamW, lr=rate, betas=chosen.betas, eps=EPS, fused=_has_fused(groups))
-    plain = all(parameter.dtype == torch.float32 for group in groups for parameter in group["params"])
-    return build(groups) if plain else Masters(groups, build)
+    rounded: tuple[Rounded, ...] = getattr(student, "rounded", ())
+    plain = not rounded and all(parameter.dtype == torch.float32 for group in groups for parameter in group["params"])
+    return build(groups) if plain else Masters(groups, build, by_parameter(rounded))
 
 
 def adamw_8bit(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> Optimizer:
@@ -163,12 +166,22 @@ class Masters(Optimizer):
 
     bf16 keeps 8 bits: a weight of 0.02 does not move by less than 4e-5, so at a rate of 1e-5 plain AdamW on bf16
     weights would train next to nothing. The copies are part of the state: resuming is exact. fp32 parameters among
-    them are their own copies. build: from groups of copies to the optimizer that moves them.
+    them are their own copies.
+
+    build: from groups of copies to the optimizer that moves them. rounded: by a parameter's id, what it is rounded to
+    where its dtype is not all: a quantized student's weights.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], build: Callable[[list[dict[str, Any]]], Optimizer]) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        build: Callable[[list[dict[str, Any]]], Optimizer],
+        rounded: Mapping[int, Rounded] | None = None,
+    ) -> None:
         super().__init__(groups, {})
-        self._inner = build([{**group, "params": [_master(p) for p in group["params"]]} for group in self.param_groups])
+        self._rounded = rounded or {}
+        masters = [{**group, "params": [self._master(p) for p in group["params"]]} for group in self.param_groups]
+        self._inner = build(masters)
         for live, master in zip(self.param_groups, self._inner.param_groups, strict=True):
             live["lr"] = float(master["lr"])
 
@@ -187,13 +200,17 @@ class Masters(Optimizer):
             master.grad = None if parameter.grad is None else parameter.grad.float()
         self._inner.step()
         for parameter, master in pairs:
-            parameter.copy_(master)
+            self._refresh(parameter, master)
             master.grad = None
+
+    def _own(self) -> list[tuple[Tensor, Tensor]]:
+        """The pairs whose masters nobody else keeps; a rounded weight's belongs to the student's state."""
+        return [pair for pair in self._pairs() if id(pair[0]) not in self._rounded]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "inner": self._inner.state_dict(),
-            "masters": [master.detach() for _, master in self._pairs()],
+            "masters": [master.detach() for _, master in self._own()],
         }
 
     @torch.no_grad()
@@ -201,13 +218,21 @@ class Masters(Optimizer):
         self._inner.load_state_dict(dict(state_dict["inner"]))
         for live, group in zip(self.param_groups, self._inner.param_groups, strict=True):
             live["lr"] = float(group["lr"])
-        for (parameter, master), saved in zip(self._pairs(), state_dict["masters"], strict=True):
+        for (parameter, master), saved in zip(self._own(), state_dict["masters"], strict=True):
             master.copy_(saved)
             parameter.copy_(master)
 
+    def _master(self, parameter: Tensor) -> Tensor:
+        if id(parameter) in self._rounded:
+            return self._rounded[id(parameter)].master
+        return parameter if parameter.dtype == torch.float32 else parameter.detach().float()
 
-def _master(parameter: Tensor) -> Tensor:
-    return parameter if parameter.dtype == torch.float32 else parameter.detach().float()
+    def _refresh(self, parameter: Tensor, master: Tensor) -> None:
+        """The master's values into the parameter, as it can hold them."""
+        if id(parameter) in self._rounded:
+            self._rounded[id(parameter)].refresh()
+        else:
+            parameter.copy_(master)
 
 
 def _has_fused(groups: Iterable[Mapping[str, Any]]) -> bool:

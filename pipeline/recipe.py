@@ -17,6 +17,7 @@ from pipeline.recipe_checks import disagreements
 from pipeline.recipe_guards import Guards
 from pipeline.recipe_losses import Average, Objective
 from pipeline.recipe_optimizer import AdamW, OptimizerChoice
+from pipeline.recipe_quantize import Quantize
 from pipeline.recipe_values import (
     Fraction,
     Name,
@@ -138,6 +139,9 @@ class Student(Section):
         False, description="those that are kept wait in the machine's memory, not in the accelerator's"
     )
     chat_template: Path | None = Field(None, description="a Jinja file, instead of the tokenizer's own template")
+    quantize: Quantize | None = Field(
+        None, description="weights of 4 bits, which it trains with and answers with; the kind alone is enough"
+    )
 
 
 # ---- prompts ----

@@ -21,6 +21,7 @@ from pipeline import recipe
 from pipeline.activations import checkpoint_layers, moved_to_memory, split_mlps
 from pipeline.errors import ModelError, RunError
 from pipeline.fused import fused_loss
+from pipeline.quantize.rounded import Rounded, round_weights
 from pipeline.types import StepOutput, TrainingBatch
 from teachers.causal_lm import CausalLM, ModelKey, decoder, load_causal_lm, model_key, padded_width
 from teachers.errors import TeacherError
@@ -40,12 +41,23 @@ class Student(nn.Module):
 
     lm: the model with its tokenizer, for whoever generates or decodes. trained: names of the parameters that learn,
     fixed at load: teachers' adapters over the same base come and go without changing it. key: what it was loaded from.
+    quantized: whether the recipe asks for weights of 4 bits. rounded: those of them that learn, with their masters.
 
     It is in eval mode except between `train()` and `eval()` around an update: checkpointed layers decode wrongly in
     training mode.
     """
 
-    def __init__(self, lm: CausalLM, head: Head, key: ModelKey, chunk_bytes: int, *, offloads: bool = False) -> None:
+    def __init__(
+        self,
+        lm: CausalLM,
+        head: Head,
+        key: ModelKey,
+        chunk_bytes: int,
+        *,
+        offloads: bool = False,
+        quantized: bool = False,
+        rounded: tuple[Rounded, ...] = (),
+    ) -> None:
         super().__init__()
         self.model = lm.model
         self.lm = lm
@@ -53,6 +65,8 @@ class Student(nn.Module):
         self.key = key
         self.chunk_bytes = chunk_bytes
         self.offloads = offloads
+        self.quantized = quantized
+        self.rounded = rounded
         self.packs = packs(lm)
         self.trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.eval()
@@ -67,8 +81,9 @@ class Student(nn.Module):
         return {name: named[name] for name in self.trained}
 
     def shared_bases(self) -> dict[ModelKey, CausalLM]:
-        """Frozen models that adapter teachers may stand on instead of loading them again: a LoRA student's base."""
-        return {self.key: self.lm} if is_adapted(self.lm.model) else {}
+        """Frozen models that adapter teachers may stand on instead of loading them again: a LoRA student's base, but
+        not a quantized one, which is not the model that they were trained on."""
+        return {self.key: self.lm} if is_adapted(self.lm.model) and not self.quantized else {}
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """The batch's loss and measurements. Every trained parameter is in the graph, for an empty batch too."""
@@ -169,8 +184,10 @@ def load_student(
     except TeacherError as error:
         raise ModelError(str(error)) from error
     _silence_dropout(lm.model)
+    rounded = () if config.quantize is None else round_weights(lm.model, config.quantize)
     if isinstance(config.tune, recipe.LoraTuning):
         lm = replace(lm, model=_with_lora(lm.model, config.tune, seed))
+        rounded = ()  # the base is rounded once, and nobody needs what it was
     else:
         lm.model.requires_grad_(True)
     _freeze_indexers(lm.model)
@@ -187,7 +204,15 @@ def load_student(
     except TeacherError as error:
         raise ModelError(str(error)) from error
     key = model_key(model_path, config.revision, config.dtype)
-    return Student(lm, head, key, chunk_bytes, offloads=config.offload_activations)
+    return Student(
+        lm,
+        head,
+        key,
+        chunk_bytes,
+        offloads=config.offload_activations,
+        quantized=config.quantize is not None,
+        rounded=rounded,
+    )
 
 
 def _read_template(path: Path) -> str:
@@ -284,8 +309,14 @@ def _line(error: Exception) -> str:
 
 
 def trainable_state(student: Student) -> dict[str, Tensor]:
-    """Copies on the CPU of all that training changes, by name; tied weights once."""
-    return {name: value.detach().cpu().clone() for name, value in student.trained_parameters().items()}
+    """Copies on the CPU of all that training changes, by name; tied weights once; of rounded weights their masters,
+    from which the same come again."""
+    return {name: value.detach().cpu().clone() for name, value in _learning(student).items()}
+
+
+def _learning(student: Student) -> dict[str, Tensor]:
+    masters = {id(each.place.parameter): each.master for each in student.rounded}
+    return {name: masters.get(id(value), value) for name, value in student.trained_parameters().items()}
 
 
 @torch.no_grad()
@@ -295,7 +326,7 @@ def load_trainable_state(student: Student, state: Mapping[str, Tensor]) -> None:
     Raises:
         RunError: the names, shapes or dtypes are not this student's.
     """
-    parameters = student.trained_parameters()
+    parameters = _learning(student)
     if odd := sorted(parameters.keys() ^ state.keys()):
         raise RunError(
             f"the saved weights are another student's: {odd[0]} is only in one of them ({len(odd)} such names)"
@@ -309,6 +340,8 @@ def load_trainable_state(student: Student, state: Mapping[str, Tensor]) -> None:
             )
     for name, parameter in parameters.items():
         parameter.copy_(state[name])
+    for each in student.rounded:
+        each.refresh()
 
 
 def frozen_initial(student: Student, *, name: str) -> HiddenStateTeacher:

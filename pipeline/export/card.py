@@ -23,7 +23,7 @@ def describe_result(folder: Path) -> None:
     """Cards for a finished run's own `model` and `adapter`."""
     run = read_run(folder)
     step = last_evaluated(folder)
-    kinds: tuple[Kind, ...] = ("model", "adapter")
+    kinds: tuple[Kind, ...] = ("model", "adapter", "quantized")
     for kind in kinds:
         if (folder / kind).is_dir():
             write_card(run, step, folder / kind, kind, ask=False)
@@ -235,6 +235,15 @@ def _limits(facts: Facts, kind: Kind) -> Iterator[str]:
         yield f"Whether the terms of {', '.join(unknown)} allow training on their outputs is not known: read them."
     if facts.licence is None and not facts.origin.new:
         yield "The licence of its base is not known here: look it up before you pass it on."
+    if facts.quantized and kind == "adapter":
+        yield f"It was trained over its base with weights rounded to {facts.quantized}, and belongs to that."
+    elif facts.quantized:
+        packed = (
+            "packed; transformers reads them with compressed-tensors installed"
+            if kind == "quantized"
+            else "written out"
+        )
+        yield f"It was trained with weights rounded to {facts.quantized}. Here these are {packed}."
     if kind == "adapter" and facts.origin.hub is None:
         yield "Its base is not on a hub: the adapter is of no use without it."
 

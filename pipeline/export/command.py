@@ -12,6 +12,7 @@ from pipeline.export.folders import EXPORTS, require_place, write_folder
 from pipeline.export.form import SHARD, Dtype, Form, Kind, shard_size
 from pipeline.export.origin import origin_of
 from pipeline.export.push import open_target, upload
+from pipeline.export.weights import missing_kind
 from pipeline.opened_run import device_here, moment_of, open_student
 from pipeline.recorded import RecordedRun
 
@@ -37,11 +38,14 @@ def export_run(run: RecordedRun, wanted: Wanted, display: Display) -> Path:
     form = Form(wanted.kind, wanted.dtype, shard_size(wanted.shard))
     if wanted.kind == "adapter" and run.recipe.student.tune.kind != "lora":
         raise RunError(f"{run.folder}: trained with tune: full, it has no adapter; export it with --kind model")
+    student = run.recipe.student
+    if wanted.kind == "quantized" and (student.quantize is None or student.tune.kind != "full"):
+        raise RunError(f"{run.folder}: {missing_kind('quantized')}")
     moment = moment_of(run, wanted.step)
-    if wanted.kind == "adapter" and moment.checkpoint is None:
+    if wanted.kind != "model" and moment.checkpoint is None:
         raise RunError(
-            f"{run.folder}: no checkpoint is left to take an adapter from; the run's end wrote one to "
-            f"{run.folder / 'adapter'}"
+            f"{run.folder}: no checkpoint is left to take the {wanted.kind} form from; the run's end wrote it to "
+            f"{run.folder / wanted.kind}"
         )
     folder = wanted.to or run.folder / EXPORTS / wanted.kind
     require_place(folder, run.folder)
@@ -52,9 +56,9 @@ def export_run(run: RecordedRun, wanted: Wanted, display: Display) -> Path:
         )
     target = None if wanted.push is None else open_target(run, wanted.push, private=wanted.private)
     display.phase(f"loading the student as it was after step {moment.step}")
-    student = open_student(run, moment, device_here())
+    opened = open_student(run, moment, device_here())
     display.phase(f"writing {folder}")
-    write_folder(student, folder, form, run.recipe, run.folder, run.prepared)
+    write_folder(opened, folder, form, run.recipe, run.folder, run.prepared)
     ask = not run.private  # a private run asks nobody anything
     write_card(run, moment.step, folder, wanted.kind, name=wanted.push or HERE, ask=ask)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -79,7 +79,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a card says. step of steps. adapted: the rank of a LoRA student, None for full tuning."""
+    """All that a card says. step of steps. adapted: the rank of a LoRA student, None for full tuning. quantized: what
+    its weights are rounded to, if they are."""
 
     run: str
     origin: Origin
@@ -108,6 +109,7 @@ class Facts:
     stop: tuple[str, ...]
     own_template: bool
     max_new_tokens: int
+    quantized: str | None = None
 
 
 def facts_of(run: RecordedRun, step: int, licence: Licence | None) -> Facts:
@@ -147,6 +149,7 @@ def facts_of(run: RecordedRun, step: int, licence: Licence | None) -> Facts:
         stop=recipe.rollout.stop,
         own_template=recipe.student.chat_template is not None,
         max_new_tokens=recipe.rollout.max_new_tokens,
+        quantized=None if recipe.student.quantize is None else recipe.student.quantize.kind,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pipeline.errors import RunError
 
-Kind = Literal["adapter", "model"]
+Kind = Literal["adapter", "model", "quantized"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 SHARD = "5GB"  # the hub's own default: a file that a dropped connection costs little

@@ -77,7 +77,7 @@ def upload(target: Target, folder: Path, kind: Kind, message: str) -> str:
             folder_path=folder,
             commit_message=message,
             ignore_patterns=["*.partial"],
-            delete_patterns=_STALE if kind == "model" else None,
+            delete_patterns=_STALE if kind != "adapter" else None,
         )
     return target.url
 

@@ -50,7 +50,7 @@ def _python(facts: Facts, kind: Kind, name: str, chat: bool) -> str:
 
 
 def _vllm(facts: Facts, kind: Kind, name: str) -> str:
-    if kind == "model":
+    if kind != "adapter":
         return f"vllm serve {name}"
     rank = next((rank for rank in VLLM_RANKS if rank >= (facts.adapted or 0)), VLLM_RANKS[-1])
     base = facts.origin.hub or "BASE"

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.errors import ModelError, RunError
 from pipeline.export.form import Form, Kind
+from pipeline.export.quantized import packed_state, save_packed
 from pipeline.student import ADAPTER, Student
 from teachers.causal_lm import CausalLM, unwrapped
 from teachers.switching import is_adapted
@@ -27,6 +28,8 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cut
 
 def kinds_of(student: Student) -> tuple[Kind, ...]:
     """What can be written of it, what is smaller first."""
+    if student.rounded:
+        return ("quantized", "model")
     return ("adapter", "model") if is_adapted(student.lm.model) else ("model",)
 
 
@@ -41,13 +44,36 @@ def write_weights(student: Student, folder: Path, form: Form, stop_ids: Sequence
         RunError: an adapter of a student that has none; too little room on the disk, before anything is written.
     """
     if form.kind not in kinds_of(student):
-        raise RunError("a student that was trained with tune: full has no adapter; export it with --kind model")
+        raise RunError(missing_kind(form.kind))
     if form.kind == "adapter":
         _write_adapter(student, folder, form)
+    elif form.kind == "quantized":
+        _write_quantized(student, folder, form)
     else:
         _write_model(student, folder, form)
     generation_config(student.lm, stop_ids).save_pretrained(folder)
     student.lm.tokenizer.save_pretrained(folder)
+
+
+def missing_kind(kind: Kind) -> str:
+    """What is said where a student is not of that kind."""
+    if kind == "adapter":
+        return "a student that was trained with tune: full has no adapter; export it with --kind model"
+    return (
+        "only a student that was trained with tune: full and student.quantize is quantized; export it with --kind model"
+    )
+
+
+def _write_quantized(student: Student, folder: Path, form: Form) -> None:
+    """Floats of 4 bits come out as bfloat16 wherever they are read, so that a model of them computes in that."""
+    floats = student.rounded[0].grid.kind != "int4"
+    dtype = form.dtype or ("bfloat16" if floats else None)
+    if dtype == "float16" or (floats and dtype == "float32"):
+        raise ModelError(f"--dtype {dtype}: a model in 4 bits is read as bfloat16; export it with --dtype bfloat16")
+    plain = merged(student.lm.model, dtype=None if dtype is None else getattr(torch, dtype))
+    state = packed_state(plain, student.rounded)
+    _require_room(folder, state.values())
+    save_packed(plain, state, student.rounded, folder, form.shard)
 
 
 def _write_model(student: Student, folder: Path, form: Form) -> None:

@@ -67,3 +67,14 @@ def test_the_adapter_of_a_lora_run_on_its_base(tmp_path: Path) -> None:
             assert answer(url, "student", asked) == (asked.answer_ids, "stop")
         for asked in answered(base):
             assert answer(url, "tiny", asked) == (asked.answer_ids, "stop")
+
+
+def test_a_quantized_student_in_4_bits(tmp_path: Path) -> None:
+    """Groups of 32, bf16."""
+    python = vllm_python()
+    settings = {"student.dtype": "bfloat16", "student.quantize": "int4"}
+    run = taught(tmp_path / "full", save_base(tmp_path / "base", "qwen3"), settings)
+    folder = exported(run, kind="quantized")
+    with vllm_server(python, str(folder), tmp_path / "log", "--dtype", "bfloat16") as url:
+        for asked in answered(run):
+            assert answer(url, "tiny", asked) == (asked.answer_ids, "stop")

@@ -28,7 +28,7 @@ WIDE = {*RUNNING, "pipeline.loop", "pipeline.trainer", "teachers.pool", "pipelin
 MOST_IMPORTS = 8  # modules of this project, types and errors aside, that any other module may import
 ENTRY = {"pipeline.run": {"pipeline.cli"}, "pipeline.trainer": RUNNING}
 OPTIONAL = {
-    *("vllm", "sglang", "openai", "wandb", "trackio", "tensorboard", "torchao", "lm_eval", "trl"),
+    *("vllm", "sglang", "openai", "wandb", "trackio", "tensorboard", "torchao", "compressed_tensors", "lm_eval", "trl"),
     *("tree_sitter", "pytest"),
 }
 COMES_WITH = {"pydantic_core": "pydantic"}  # which pins its version exactly
