@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from teachers.shards import in_shards_of
+
 if TYPE_CHECKING:
     from pipeline.recipe import Training
 
@@ -40,8 +42,31 @@ def build_optimizer(student: nn.Module, training: Training) -> Optimizer:
     """AdamW over the student's trainable parameters, with fp32 copies of those in half precision."""
     groups = parameter_groups(student, training.weight_decay)
     trained = [parameter for group in groups for parameter in group["params"]]
-    build = AdamW if all(parameter.dtype == torch.float32 for parameter in trained) else MasterAdamW
+    build = _adamw if all(parameter.dtype == torch.float32 for parameter in trained) else MasterAdamW
     return build(groups, lr=training.learning_rate, betas=training.betas, eps=EPS, fused=_has_fused(trained))
+
+
+def _adamw(
+    groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = EPS, *, fused: bool = False
+) -> AdamW:
+    """AdamW that loads a state of whole tensors whichever way its parameters are held."""
+    made = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+    made.register_load_state_dict_pre_hook(spread)
+    return made
+
+
+def spread(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A saved state with the moments of each parameter in shards where that is, before any of them leaves the CPU."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    saved = [number for group in state_dict["param_groups"] for number in group["params"]]
+    state = dict(state_dict["state"])
+    for number, parameter in zip(saved, parameters, strict=False):  # torch says what is wrong with other lengths
+        of_one = state.get(number, {})
+        state[number] = {
+            key: in_shards_of(parameter, value) if getattr(value, "shape", None) == parameter.shape else value
+            for key, value in of_one.items()
+        }
+    return {**state_dict, "state": {number: value for number, value in state.items() if value}}
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -82,7 +107,7 @@ class MasterAdamW(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         masters = [{**group, "params": [_master(p) for p in group["params"]]} for group in self.param_groups]
-        self._adamw = AdamW(masters, lr=lr, betas=betas, eps=eps, fused=fused)
+        self._adamw = _adamw(masters, lr, betas, eps, fused=fused)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         """(parameter, master) in order, those that are one tensor left out."""
@@ -115,7 +140,7 @@ class MasterAdamW(Optimizer):
         for live, group in zip(self.param_groups, self._adamw.param_groups, strict=True):
             live.update({key: value for key, value in group.items() if key in ("lr", "betas", "eps", "weight_decay")})
         for (parameter, master), saved in zip(self._pairs(), state_dict["masters"], strict=True):
-            master.copy_(saved)
+            master.copy_(in_shards_of(master, saved))
             parameter.copy_(master)
 
 

@@ -121,8 +121,9 @@ def _starts_nothing(config: TeacherConfig) -> bool:
     return isinstance(config, ProgramTeacher) and isinstance(config.check, ExactAnswer)
 
 
-def training_bytes(student: torch.nn.Module) -> int:
+def training_bytes(student: torch.nn.Module, processes: int = 1) -> int:
     """What training adds to a loaded student: of each trained weight its gradient and AdamW's two moments in fp32; of
-    one in half precision the gradient in fp32 as well."""
+    one in half precision the gradient in fp32 as well. processes: that share them out."""
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    return sum(p.numel() * (p.element_size() + 8 + (4 if p.element_size() < 4 else 0)) for p in trained)
+    taken = sum(p.numel() * (p.element_size() + 8 + (4 if p.element_size() < 4 else 0)) for p in trained)
+    return taken // processes

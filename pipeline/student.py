@@ -25,6 +25,7 @@ from teachers.causal_lm import CausalLM, ModelKey, decoder, load_causal_lm, mode
 from teachers.errors import TeacherError
 from teachers.heads import find_head
 from teachers.scoring import Ends, HiddenStateTeacher, Running
+from teachers.shards import gathered, in_shards_of, is_sharded
 from teachers.switching import adapters_disabled, is_adapted
 from teachers.types import Head
 
@@ -39,18 +40,31 @@ class Student(nn.Module):
 
     lm: the model with its tokenizer, for whoever generates or decodes. trained: names of the parameters that learn,
     fixed at load: teachers' adapters over the same base come and go without changing it. key: what it was loaded from.
+    in_shards: whether its weights are going to be, or are, spread over several processes (`sharding.py`). products: the
+    dtype of matrix products where its forward sees to that itself; None: the weights' own, or what is around it.
 
     It is in eval mode except between `train()` and `eval()` around an update: checkpointed layers decode wrongly in
     training mode.
     """
 
-    def __init__(self, lm: CausalLM, head: Head, key: ModelKey, chunk_bytes: int) -> None:
+    def __init__(
+        self,
+        lm: CausalLM,
+        head: Head,
+        key: ModelKey,
+        chunk_bytes: int,
+        *,
+        in_shards: bool = False,
+        products: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.model = lm.model
         self.lm = lm
         self.head = head
         self.key = key
         self.chunk_bytes = chunk_bytes
+        self.in_shards = in_shards
+        self.products = products
         self.packs = packs(lm)
         self.trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.eval()
@@ -65,13 +79,17 @@ class Student(nn.Module):
         return {name: named[name] for name in self.trained}
 
     def shared_bases(self) -> dict[ModelKey, CausalLM]:
-        """Frozen models that adapter teachers may stand on instead of loading them again: a LoRA student's base."""
-        return {self.key: self.lm} if is_adapted(self.lm.model) else {}
+        """Frozen models that adapter teachers may stand on instead of loading them again: a LoRA student's base, where
+        each process has all of it."""
+        return {self.key: self.lm} if is_adapted(self.lm.model) and not self.in_shards else {}
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """The batch's loss and measurements. Every trained parameter is in the graph, for an empty batch too."""
-        hidden = packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
-        output = fused_loss(hidden, self.head, self.head.load(), batch, chunk_bytes=self.chunk_bytes)
+        with torch.autocast(self.device.type, self.products, enabled=self.products is not None):
+            hidden = packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
+            output = fused_loss(hidden, self.head, self.head.load(), batch, chunk_bytes=self.chunk_bytes)
+        if self.in_shards:
+            return output  # FSDP2 waits for no parameter, and by now holds most of them in shards
         return replace(output, loss=attached(output.loss, list(self.trained_parameters().values())))
 
 
@@ -142,13 +160,20 @@ def _run(lm: CausalLM, ids: Tensor, positions: Tensor | None) -> Tensor:
 
 
 def load_student(
-    config: recipe.Student, *, model_path: str, seed: int, chunk_bytes: int, device: torch.device
+    config: recipe.Student,
+    *,
+    model_path: str,
+    seed: int,
+    chunk_bytes: int,
+    device: torch.device,
+    in_shards: bool = False,
+    products: torch.dtype | None = None,
 ) -> Student:
     """Loads the model in `model_path` (a hub name or a folder, already resolved) as the recipe's student.
 
     `config.dtype` is the dtype of the weights, so what generates is what is exported. Full tuning in bfloat16 keeps
     fp32 copies in the optimizer (`optim.MasterAdamW`); a LoRA adapter is fp32 over a base of `config.dtype`, and its
-    first weights are a function of `seed`.
+    first weights are a function of `seed`. in_shards, products: see `Student`; here it is whole still.
 
     Raises:
         ModelError: what cannot be loaded or cannot be trained as the recipe asks.
@@ -177,7 +202,8 @@ def load_student(
         head = find_head(lm.model, lm.vocab_size, key="student")
     except TeacherError as error:
         raise ModelError(str(error)) from error
-    return Student(lm, head, model_key(model_path, config.revision, config.dtype), chunk_bytes)
+    key = model_key(model_path, config.revision, config.dtype)
+    return Student(lm, head, key, chunk_bytes, in_shards=in_shards, products=products)
 
 
 def _read_template(path: Path) -> str:
@@ -279,9 +305,17 @@ def _line(error: Exception) -> str:
 # ---- its state, and itself before training ----
 
 
-def trainable_state(student: Student) -> dict[str, Tensor]:
-    """Copies on the CPU of all that training changes, by name; tied weights once."""
-    return {name: value.detach().cpu().clone() for name, value in student.trained_parameters().items()}
+def trainable_state(student: Student, *, keep: bool = True) -> dict[str, Tensor]:
+    """Copies on the CPU of all that training changes, by name; tied weights once.
+
+    Of a student in shards every process calls it, and those that do not `keep` it get nothing.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in student.trained_parameters().items():
+        full = gathered(value.detach(), keep=keep)
+        if keep:
+            found[name] = full.cpu() if is_sharded(value) else full.cpu().clone()
+    return found
 
 
 @torch.no_grad()
@@ -304,16 +338,17 @@ def load_trainable_state(student: Student, state: Mapping[str, Tensor]) -> None:
                 f"{tuple(parameter.shape)} {parameter.dtype}"
             )
     for name, parameter in parameters.items():
-        parameter.copy_(state[name])
+        parameter.copy_(in_shards_of(parameter, state[name]))
 
 
 def frozen_initial(student: Student, *, name: str) -> HiddenStateTeacher:
     """The student as it is now, as a teacher; call it before the first update, and before a checkpoint is loaded.
 
-    Full tuning: a copy, as large as the student. LoRA: the same model with its adapters off, at no cost.
+    Full tuning: a copy, as large as the student. LoRA: the same model with its adapters off, at no cost; but a copy too
+    of one that will be in shards, which this process could not use alone.
     """
     lm = student.lm
-    if is_adapted(lm.model):
+    if is_adapted(lm.model) and not student.in_shards:
         frozen = replace(lm, name=name)
         running: Running = partial(adapters_disabled, lm.model)
     else:
