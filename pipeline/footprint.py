@@ -182,8 +182,11 @@ def _kept(model: nn.Module, vocab: int, tokens: int) -> int:
     try:
         model.requires_grad_(True)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            ids = torch.arange(tokens, device=next(model.parameters()).device)[None] % vocab
-            decoder(model)(input_ids=ids, use_cache=False, return_dict=True)
+            device = next(model.parameters()).device
+            ids = torch.arange(tokens, device=device)[None] % vocab
+            # A whole mask: transformers would look into the values of anything less, and there are none.
+            mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=device)
+            decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
     finally:
         for parameter, was in states:
             parameter.requires_grad_(was)
