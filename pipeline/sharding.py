@@ -54,12 +54,12 @@ def make_accelerator(recipe: RecipeBase) -> Accelerator:
     return Accelerator(
         cpu=not cuda,
         mixed_precision=precision,
-        fsdp_plugin=_plugin() if sharded and cuda else None,
+        fsdp_plugin=plugin() if sharded and cuda else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
 
 
-def _plugin() -> Any:
+def plugin() -> Any:
     from accelerate import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import MixedPrecisionPolicy
 

@@ -85,6 +85,7 @@ class Runs:
         two = [
             self.replayed("full", "full-2"),
             self.replayed("lora", "lora-2"),
+            [*self.replayed("full", "full-accelerate-2"), "--accelerate"],
             self.replayed("full", "full-1-2", step=2),
             [str(self.recipes["full"]), f"output={folder / 'own-2'}", *IN_SHARDS],
         ]
@@ -111,13 +112,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("sharding"))
 
 
-def assert_in_shards(runs: Runs, name: str, processes: int, first: int = 1) -> None:
+def assert_in_shards(runs: Runs, name: str, processes: int, first: int = 1, by: str = BY) -> None:
     """From step `first` on there were so many processes, and each held about its share."""
     lines = [line for line in read_lines(runs.folder / name / "timings.jsonl") if line["step"] >= first]
     assert lines
     for line in lines:
         assert line["processes"] == processes
-        assert line["shards"]["by"] == BY
+        assert line["shards"]["by"] == by
         assert 0.9 / processes < line["shards"]["held"] / line["shards"]["of"] < 1.2 / processes
 
 
@@ -141,6 +142,13 @@ def test_shards_give_the_losses_of_one_process(runs: Runs, kind: str, name: str,
     assert_in_shards(runs, name, processes)
     assert len(runs.metrics(name)) == 5
     assert_same_training(runs, kind, name)
+
+
+@pytest.mark.timeout(500)
+def test_accelerate_shards_to_the_same_losses(runs: Runs) -> None:
+    """accelerate's own FSDP2 code, over gloo; see `many.told_to_shard`."""
+    assert_in_shards(runs, "full-accelerate-2", 2, by="accelerate FSDP2 over gloo")
+    assert_same_training(runs, "full", "full-accelerate-2")
 
 
 @pytest.mark.timeout(500)
