@@ -47,7 +47,7 @@ def make_accelerator(recipe: RecipeBase) -> Accelerator:
     """One per run; accelerate keeps the settings of the first one in the process, which the next may not share."""
     AcceleratorState._reset_state()
     cuda = torch.cuda.is_available()
-    sharded = recipe.sharding.student
+    sharded = is_cut(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     os.environ.pop("ACCELERATE_USE_FSDP", None)  # the recipe says it, and accelerate leaves it there
     # In shards the student's own forward does the autocast: accelerate's plugin would cast weights and sums as well.
     precision = "no" if sharded else recipe.training.mixed_precision
