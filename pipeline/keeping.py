@@ -19,8 +19,7 @@ from pipeline.guards import Finding
 from pipeline.lookout import Alarm, Raised, rolled_back
 from pipeline.loop import Loop, State
 from pipeline.run_directory import cut_to
-from pipeline.student import load_trainable_state, trainable_state
-from teachers.shards import gathered
+from pipeline.student import load_trainable_state, optimizer_state, trainable_state
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoint
@@ -38,7 +37,7 @@ def save_state(loop: Loop, state: State) -> None:
             f"step {state.step}: {odd[0]} is not finite any more; the checkpoint before it is kept. Start another run "
             "with a lower training.learning_rate, or in float32"
         )
-    optimizer = gathered(loop.optimizer.state_dict(), keep=main)
+    optimizer = optimizer_state(loop.optimizer, keep=main)
     if main:
         value = checkpoints.Checkpoint(state.step, weights, optimizer, state.progress(), loop.averages.state())
         checkpoints.save(loop.folder / "checkpoints", value, keep=loop.training.keep_checkpoints)

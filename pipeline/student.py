@@ -318,6 +318,13 @@ def trainable_state(student: Student, *, keep: bool = True) -> dict[str, Tensor]
     return found
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:
+    """Its `state_dict`, whole; called and kept as `trainable_state`. The optimizers of `optim.py` take it back in any
+    number of processes."""
+    state: dict[str, Any] = gathered(optimizer.state_dict(), keep=keep)
+    return state
+
+
 @torch.no_grad()
 def load_trainable_state(student: Student, state: Mapping[str, Tensor]) -> None:
     """Puts back what `trainable_state` gave, bit by bit.

@@ -3,8 +3,8 @@
     python -m tests.benchmark.footprint [--hidden 768] [--layers 12] [--processes 1,2,4]
 
 A student of random weights in fp32, all of them trained, and a teacher of the same size, both in shards where there are
-several processes. Resident memory of the process that holds most, after a step (at rest) and at its highest in one, each
-above what it held before it loaded anything. Linux.
+several processes. Resident memory of the process that holds most, after a step (at rest) and at its highest in one,
+each above what it held before it loaded anything. Linux.
 """
 
 from __future__ import annotations
