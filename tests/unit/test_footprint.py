@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,13 @@ def test_what_a_token_leaves_does_not_depend_on_the_weights_being_there() -> Non
     real = tiny_model("qwen3")
     with torch.device("meta"):
         paper = type(real)(real.config)
-    assert measured(paper, FULL) == measured(real, FULL)
+    found, expected = measured(paper, FULL), measured(real, FULL)
+    assert found.saved == pytest.approx(expected.saved, rel=0.05)  # attention has another kernel there
+    assert replace(found, saved=0.0, saved_layer=0.0) == replace(expected, saved=0.0, saved_layer=0.0)
 
 
 def test_shares_add_up(tmp_path: Path) -> None:
-    wanted = loaded(tmp_path, IN_SHARDS)
+    wanted = loaded(tmp_path, {**IN_SHARDS, "rollout.rows": 1})
     model = tiny_model()
     student, teacher = measured(model, FULL), measured(model, None)
     one, four = (footprint(wanted, student, [teacher], processes) for processes in (1, 4))
@@ -72,7 +75,7 @@ def test_shares_add_up(tmp_path: Path) -> None:
     assert (one.weights, one.gradients, one.optimizer) == (4 * numbers, 4 * numbers, 8 * numbers)
     assert (four.weights, four.gradients, four.optimizer) == (numbers, numbers, 2 * numbers)
     assert four.teachers == 4 * (teacher.root + (numbers - teacher.root) / 4)
-    assert four.writing > 4 * numbers > one.writing
+    assert four.writing - one.writing == 4 * numbers
     assert one.peak == one.rest + max(one.writing, one.scoring, one.update)
 
 
