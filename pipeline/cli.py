@@ -94,10 +94,12 @@ def run_command(
         loaded = _load(recipe, (*(overrides or ()), *shared))
         _seal(loaded)
         with _display() as display:
+            from pipeline.ranks import leave
             from pipeline.run import run
 
             folder = run(loaded, resume=resume, extend=extend, display=display)
             display.note(f"the run is in {folder}")
+            leave()
 
 
 @app.command("check")
@@ -124,10 +126,12 @@ def check_command(
 
                 show(loaded, processes, gpu, display)
                 return
+            from pipeline.ranks import leave
             from pipeline.run import check
 
             check(loaded, offline=offline, step=step, display=display)
             display.note(f"{recipe}: no problem found")
+            leave()
 
 
 @app.command("ingest")

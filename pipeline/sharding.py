@@ -83,6 +83,7 @@ def cut(accelerator: Accelerator, student: Student) -> nn.Module:
     Every process calls it, with the same student.
     """
     layers = layers_of(student.lm.model)
+    student.cut_by = "accelerate FSDP2" if accelerator.is_fsdp2 else "torch fully_shard"
     if accelerator.is_fsdp2:
         _cut_by_accelerate(accelerator, student, layers)
     else:
@@ -107,8 +108,7 @@ def _cut_by_accelerate(accelerator: Accelerator, student: Student, layers: list[
     accelerator.prepare(student, torch.optim.SGD(trained, lr=0.0))
 
 
-def described(accelerator: Accelerator, student: nn.Module) -> Cut:
+def described(student: Student) -> Cut:
     parameters: list[Tensor] = list(student.parameters())
-    who = "accelerate FSDP2" if accelerator.is_fsdp2 else "torch fully_shard"
     backend = torch.distributed.get_backend()
-    return Cut(f"{who} over {backend}", sum(map(held, parameters)), sum(p.numel() for p in parameters))
+    return Cut(f"{student.cut_by} over {backend}", sum(map(held, parameters)), sum(p.numel() for p in parameters))

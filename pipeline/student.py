@@ -64,6 +64,7 @@ class Student(nn.Module):
         self.key = key
         self.chunk_bytes = chunk_bytes
         self.in_shards = in_shards
+        self.cut_by: str | None = None  # once it is in shards: by whom
         self.products = products
         self.packs = packs(lm)
         self.trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)

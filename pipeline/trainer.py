@@ -302,7 +302,7 @@ def record(loop: Loop, line: Mapping[str, Any], clock: Clock, sample: Mapping[st
     step = line["step"]
     timings = {"step": step, "processes": loop.world.size, "seconds": clock.seconds, "peak_bytes": peak_bytes()}
     if loop.student.in_shards:
-        timings["shards"] = described(loop.accelerator, loop.student).to_json()
+        timings["shards"] = described(loop.student).to_json()
     if line["failures"]:
         loop.display.warn(f"step {step}: teachers failed: {line['failures']}")
     for teacher, reasons in line["failures"].items():

@@ -57,8 +57,9 @@ def whole(*models: nn.Module) -> Iterator[None]:
                 if part is not model:
                     part.set_reshard_after_forward(True, recurse=False)
             # FSDP2 prefetches in the order of all forwards since the last backward. Here each process had its own, and
-            # would wait for a layer that the others do not send. Without a root, every layer is one.
-            for root in [model] if model in found else found:
+            # would wait for a layer that the others do not send. What has no root has no backward either.
+            if model in found:
+                root: Any = model
                 root.reset_iter_state()
 
 

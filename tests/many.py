@@ -21,12 +21,14 @@ FLAGS = ("--resume", "--accelerate")
 
 
 def main() -> None:
+    from pipeline.ranks import leave
     from tests.runs import run_here
 
     for recipe, *arguments in json.loads(Path(sys.argv[1]).read_text()):
         overrides = [each for each in arguments if each not in FLAGS]
         with told_to_shard() if "--accelerate" in arguments else nullcontext():
             run_here(Path(recipe), *overrides, resume="--resume" in arguments)
+    leave()
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def inside(folder: Path) -> None:
     from pipeline.job import Job, build_loop, load_parts
     from pipeline.loop import State
     from pipeline.mixing import MixState
-    from pipeline.ranks import world_of
+    from pipeline.ranks import leave, world_of
     from pipeline.recipe_file import load_recipe
     from pipeline.sharding import make_accelerator
     from pipeline.trainer import advance
@@ -75,6 +75,7 @@ def inside(folder: Path) -> None:
         highest = memory("VmHWM") if step else 0
     found = {"rest": settled() - before, "peak": highest - before}
     (folder / f"found-{world.size}-{world.rank}.json").write_text(json.dumps(found))
+    leave()
 
 
 def settled() -> int:
