@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
+from pipeline.errors import RunError
 from teachers.shards import held, layers_of
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ def cut(accelerator: Accelerator, student: Student) -> nn.Module:
 
     Every process calls it, with the same student.
     """
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise RunError(
+            f"sharding.student: torch {torch.__version__} cannot gather a student between updates; install 2.13 or later"
+        )
     layers = layers_of(student.lm.model)
     student.cut_by = "accelerate FSDP2" if accelerator.is_fsdp2 else "torch fully_shard"
     if accelerator.is_fsdp2:
