@@ -87,7 +87,7 @@ def cut(accelerator: Accelerator, student: Student) -> nn.Module:
 
     if not hasattr(FSDPModule, "reset_iter_state"):
         raise RunError(
-            f"sharding.student: torch {torch.__version__} cannot gather a student between updates; install 2.13 or later"
+            f"sharding.student: torch {torch.__version__} cannot gather a student between updates; install 2.13"
         )
     layers = layers_of(student.lm.model)
     student.cut_by = "accelerate FSDP2" if accelerator.is_fsdp2 else "torch fully_shard"
