@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.asking import local_rows
 from pipeline.comparisons import average, with_context
@@ -34,6 +35,10 @@ from pipeline.types import Prompt
 from pipeline.writers import student_writer
 from teachers.causal_lm import CausalLM
 from teachers.pool import writes
+from teachers.shards import whole
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Scores = dict[str, Score]  # by domain
 MEASURED = {"loss": "loss, nats per token of the references", "similarity": "edit similarity to the references"}
@@ -43,16 +48,18 @@ KL_PROMPTS = 32  # per domain: KL is a mean over their tokens, a few hundred are
 def before(job: Job, parts: Parts) -> dict[str, Scores]:
     """The base in every domain, each domain's main teacher in it, and the average of all teachers' weights."""
     everything = sorted(parts.prompts.held_out)
-    scores = {BASE: _remembered(job, BASE, lambda: _evaluate(job, parts, parts.student.lm, everything, BASE))}
+    student = parts.student
+    scores = {BASE: _remembered(job, BASE, lambda: _evaluate(job, parts, student.lm, everything, BASE), student)}
     if not isinstance(job.recipe, DistillRecipe):
         return scores
     if job.recipe.guards.refusals:
         _refusals(job, parts, BASE)  # now: later it will have learned
     if "base_with_context" in job.recipe.compare:
         name = "base_with_context"
-        scores[name] = _remembered(job, name, lambda: _with_context(job, parts))
+        scores[name] = _remembered(job, name, lambda: _with_context(job, parts), student)
     for teacher, domains in main_teachers(job, parts).items():
-        kept = _remembered(job, f"teacher-{teacher}", _teacher(job, parts, teacher, domains))
+        model = parts.pool.model(teacher)[0].model
+        kept = _remembered(job, f"teacher-{teacher}", _teacher(job, parts, teacher, domains), model)
         scores[SPECIALIST] = scores.get(SPECIALIST, {}) | kept
     if "parameter_average" in job.recipe.compare:
         name = "parameter_average"
@@ -85,7 +92,7 @@ def student(job: Job, parts: Parts, step: int) -> Scores:
     """The student as it is after `step` updates."""
     everything = sorted(parts.prompts.held_out)
     name = f"{STUDENT}-{step:06d}"
-    return _remembered(job, name, lambda: _evaluate(job, parts, parts.student.lm, everything, STUDENT))
+    return _remembered(job, name, lambda: _evaluate(job, parts, parts.student.lm, everything, STUDENT), parts.student)
 
 
 def refused(job: Job, parts: Parts, step: int) -> dict[str, float | int]:
@@ -108,9 +115,11 @@ def refused(job: Job, parts: Parts, step: int) -> dict[str, float | int]:
 def _refusals(job: Job, parts: Parts, name: str) -> Refusals | None:
     """The student as it is now, remembered as NAME."""
     path = job.folder / "evaluations" / f"refusals-{name}.json"
-    if job.world.is_main and not path.exists():
-        found = count_refusals(parts.student.lm, rows=job.recipe.rollout.rows)
-        write_json(path, None if found is None else vars(found))
+    if _missing(job, path):
+        with whole(parts.student):
+            if job.world.is_main:
+                found = count_refusals(parts.student.lm, rows=job.recipe.rollout.rows)
+                write_json(path, None if found is None else vars(found))
     job.world.wait()
     kept = read_json(path)
     return None if kept is None else Refusals(**kept)
@@ -133,15 +142,20 @@ def divergence_left(job: Job, parts: Parts, loop: Loop, step: int) -> dict[str, 
     To teachers in this process only: nobody pays for an evaluation that was not asked for.
     """
     path = job.folder / "evaluations" / f"kl-{step:06d}.json"
-    if job.world.is_main and not path.exists():
+    if _missing(job, path):
         assert loop.asking is not None
+        main = job.world.is_main
         settings = SamplingSettings.from_recipe(job.recipe.rollout)
-        write = student_writer(parts.student.lm, settings, job.recipe.seed)
         left: dict[str, dict[str, float]] = {}
         for domain, prompts in parts.prompts.held_out.items():
-            rollouts = write(prompts[:KL_PROMPTS], 0)
-            left[domain] = divergences(loop, local_rows(loop.asking, rollouts, step))
-        write_json(path, left)
+            with whole(parts.student):
+                write = student_writer(parts.student.lm, settings, job.recipe.seed) if main else None
+                rollouts = write(prompts[:KL_PROMPTS], 0) if write else []
+            rows = local_rows(loop.asking, rollouts, step)  # one model at a time is whole
+            with whole(parts.student):
+                left |= {domain: divergences(loop, rows)} if main else {}
+        if main:
+            write_json(path, left)
     job.world.wait()
     kept: dict[str, dict[str, float]] = read_json(path)
     return kept
@@ -227,19 +241,30 @@ def _with_context(job: Job, parts: Parts) -> Evaluation:
     )
 
 
-def _remembered(job: Job, name: str, make: Callable[[], Evaluation]) -> Scores:
-    """What is kept as NAME, evaluated by the main process and kept first if it is not there."""
+def _remembered(job: Job, name: str, make: Callable[[], Evaluation], *models: nn.Module) -> Scores:
+    """What is kept as NAME, evaluated by the main process and kept first if it is not there. models: those that it is
+    made with."""
     path = job.folder / "evaluations" / f"{name}.json"
-    if job.world.is_main and not path.exists():
-        evaluation = make()
-        lines = path.with_suffix(".samples.jsonl")
-        lines.parent.mkdir(exist_ok=True)
-        lines.unlink(missing_ok=True)
-        for sample in evaluation.samples:
-            append_line(lines, vars(sample))
-        write_json(path, {domain: score.to_json() for domain, score in evaluation.domains.items()})
+    if _missing(job, path):
+        with whole(*models):
+            if job.world.is_main:
+                _keep(path, make())
     job.world.wait()
     return read(job.folder, name)
+
+
+def _missing(job: Job, path: Path) -> bool:
+    """The same for all processes: what the main one sees."""
+    return job.world.gather(not path.exists())[0]
+
+
+def _keep(path: Path, evaluation: Evaluation) -> None:
+    lines = path.with_suffix(".samples.jsonl")
+    lines.parent.mkdir(exist_ok=True)
+    lines.unlink(missing_ok=True)
+    for sample in evaluation.samples:
+        append_line(lines, vars(sample))
+    write_json(path, {domain: score.to_json() for domain, score in evaluation.domains.items()})
 
 
 def hand_on(folder: Path, other: Path) -> None:

@@ -73,14 +73,18 @@ def discard(path: Path) -> None:
     shutil.rmtree(gone)
 
 
-def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint onto the CPU. Raises RunError where a file of it is missing or damaged."""
+def load(path: Path, *, mapped: bool = False) -> Checkpoint:
+    """Reads a checkpoint onto the CPU. Raises RunError where a file of it is missing or damaged.
+
+    mapped: the optimizer's tensors stay in their file until they are touched, so that several processes of a machine
+    which take their parts of them have one copy together.
+    """
     with _readable(path):
         progress = json.loads((path / "progress.json").read_text())
         weights = load_file(path / "weights.safetensors")
         kept = path / "averages.safetensors"
         averages = load_file(kept) if kept.exists() else {}
-        optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True, mmap=mapped)
     return Checkpoint(progress.pop("step"), weights, optimizer, progress, averages)
 
 

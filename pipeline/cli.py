@@ -94,10 +94,12 @@ def run_command(
         loaded = _load(recipe, (*(overrides or ()), *shared))
         _seal(loaded)
         with _display() as display:
+            from pipeline.ranks import leave
             from pipeline.run import run
 
             folder = run(loaded, resume=resume, extend=extend, display=display)
             display.note(f"the run is in {folder}")
+            leave()
 
 
 @app.command("check")
@@ -108,16 +110,28 @@ def check_command(
         bool, typer.Option("--offline", help="Leave out what would have to be fetched: hub models and data sets.")
     ] = False,
     step: Annotated[bool, typer.Option("--step", help="Run one real step; report its time and memory.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", min=1, help="Memory and time of one of so many, from the models' configs alone."),
+    ] = None,
+    gpu: Annotated[str, typer.Option("--gpu", help="With --processes: a100, h100 or h200.")] = "h100",
 ) -> None:
     """Validate a recipe and resolve all it names, without training."""
     with one_line_errors(""):
         loaded = _load(recipe, overrides or (), offline=offline)
         _seal(loaded)
         with _display() as display:
+            if processes is not None:
+                from pipeline.on_paper import show
+
+                show(loaded, processes, gpu, display)
+                return
+            from pipeline.ranks import leave
             from pipeline.run import check
 
             check(loaded, offline=offline, step=step, display=display)
             display.note(f"{recipe}: no problem found")
+            leave()
 
 
 @app.command("ingest")

@@ -21,7 +21,7 @@ from teachers.pool import Pool
 from teachers.switching import current_adapter, is_adapted
 from teachers.types import RawText
 
-SHARED = ("seed", "threads", "prepare", "student", "source", "rollout", "evaluation")
+SHARED = ("seed", "threads", "prepare", "student", "source", "rollout", "evaluation", "sharding")
 ASKED = ("teachers", "routing")
 
 

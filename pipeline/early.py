@@ -148,9 +148,10 @@ def accumulate(loop: Loop, batch: TrainingBatch, sums: Sums, *, last: bool) -> S
     """One forward and backward; the gradients of all processes are summed up after the last. Returns what people are
     shown of it."""
     loop.model.train()
-    with nullcontext() if last else loop.accelerator.no_sync(loop.model):
+    # In shards every backward gives its gradient away: whole until the last, it would need the room of the weights.
+    with nullcontext() if last or loop.student.in_shards else loop.accelerator.no_sync(loop.model):
         output: StepOutput = loop.model(batch)
-        # DDP averages over processes; the weights are normalised over all of them, so the sum is wanted.
+        # DDP and FSDP2 average over processes; the weights are normalised over all of them, so the sum is wanted.
         loop.accelerator.backward(output.loss * loop.world.size)
     loop.model.eval()
     collect(sums, batch, output)

@@ -21,6 +21,7 @@ from pipeline.screen.view import Health
 from pipeline.types import Prompt, Rollout
 from teachers.courier import Progress
 from teachers.exchange import Exchange, Settled
+from teachers.shards import whole
 from teachers.types import TeacherFailure
 
 if TYPE_CHECKING:
@@ -118,7 +119,9 @@ def _written(
     """By prompt id. Each process writes its share, and all get them all."""
     world = loop.world
     on_finished = None if exchange is None else _asker(loop, exchange, step)
-    own = loop.write(prompts[world.rank :: world.size], step, version=version, attempt=attempt, on_finished=on_finished)
+    mine = prompts[world.rank :: world.size]
+    with whole(*loop.writing):
+        own = loop.write(mine, step, version=version, attempt=attempt, on_finished=on_finished)
     by_prompt: dict[str, list[Rollout]] = {}
     for rollout in (rollout for part in world.gather(own) for rollout in part):
         by_prompt.setdefault(rollout.prompt.prompt_id, []).append(rollout)

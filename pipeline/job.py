@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from pipeline.asking import Asking, judged_by_checker, judged_by_prompt
 from pipeline.averaging import Averages, averages_of, selves_of
+from pipeline.checkpoint import list_checkpoints, load_weights
 from pipeline.codebase.fim import fim_of
 from pipeline.codebase.source import Opened, Reader, Shelf, cache_file, open_codebase, results_file
 from pipeline.codebase.suite import clear
@@ -28,14 +28,15 @@ from pipeline.privacy import guard_of
 from pipeline.prompt_lengths import require_lengths, require_references
 from pipeline.prompts import PromptSets, load_prompts, require
 from pipeline.ranks import World
-from pipeline.recipe import Codebase, CodebaseSource, DistillRecipe, NewModel, RecipeBase, SftRecipe
+from pipeline.recipe import Codebase, CodebaseSource, DistillRecipe, NewModel, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.remote import Desk
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.routing import plan_of, routes_of
 from pipeline.run_directory import same_data
-from pipeline.student import Student, load_student
-from pipeline.targets import ANCHOR
+from pipeline.sharding import cut, is_cut
+from pipeline.student import Student, load_student, load_trainable_state
+from pipeline.targets import ANCHOR, build_batch, normaliser
 from pipeline.writers import Writer, products_of, reference_length, reference_writer, student_writer, teacher_writer
 from teachers.causal_lm import load_tokenizer, render
 from teachers.pool import Pool, build_pool
@@ -65,6 +66,11 @@ class Job:
     def recipe(self) -> SftRecipe | DistillRecipe:
         return self.loaded.recipe
 
+    @property
+    def in_shards(self) -> bool:
+        """Whether its student is in shards, once it is loaded."""
+        return is_cut(self.recipe, self.world.size)
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -76,21 +82,6 @@ class Parts:
     pool: Pool
     prompts: PromptSets
     desk: Desk
-
-
-def make_accelerator(recipe: RecipeBase) -> Accelerator:
-    """One per run; accelerate keeps the settings of the first one in the process, which the next may not share.
-
-    Raises RunError for context parallelism, which accelerate would take from the environment: every process would lay
-    out whole rows, and what a row's tokens are weighted by would be counted wrong.
-    """
-    if os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1") != "1":
-        raise RunError(
-            "context parallelism (PARALLELISM_CONFIG_CP_SIZE) is not supported: a row stays in one process; leave it "
-            "out, and see README, Long answers"
-        )
-    AcceleratorState._reset_state()
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.training.mixed_precision)
 
 
 def resolve(job: Job, model: str, what: str = "model") -> str:
@@ -123,6 +114,8 @@ def load_parts(job: Job) -> Parts:
         seed=recipe.seed,
         chunk_bytes=(chunk or CHUNK_MEGABYTES["cpu" if device.type == "cpu" else "gpu"]) << 20,
         device=device,
+        in_shards=job.in_shards,
+        products=products_of(recipe.training) if job.in_shards else None,
     )
     tokenizer = student.lm.tokenizer
     written = isinstance(recipe, DistillRecipe) or recipe.answers == "teachers"
@@ -149,6 +142,7 @@ def load_parts(job: Job) -> Parts:
         courier=desk.courier if job.world.is_main else lambda _: None,
         tokens_per_forward=recipe.training.tokens_per_forward,
         temperature=recipe.rollout.temperature,
+        in_shards=recipe.sharding.teachers and job.world.size > 1,
     )
     return Parts(student, averages, selves, pool, prompts, desk)
 
@@ -231,9 +225,11 @@ def _shelf(job: Job) -> Shelf:
 
 def build_loop(job: Job, parts: Parts) -> Loop:
     recipe = job.recipe
-    optimizer = build_optimizer(parts.student, recipe.training)
-    model, optimizer = job.accelerator.prepare(parts.student, optimizer)
     objective = recipe.objective if isinstance(recipe, DistillRecipe) else None
+    # While the student is whole: how it decodes is tried here, and copied what it was before training.
+    write = _writer(recipe, parts)
+    asking = _asking(recipe, parts) if isinstance(recipe, DistillRecipe) else None
+    model, optimizer = _prepared(job, parts.student)
     return Loop(
         data=recipe.data,
         training=recipe.training,
@@ -244,9 +240,10 @@ def build_loop(job: Job, parts: Parts) -> Loop:
         optimizer=optimizer,
         accelerator=job.accelerator,
         world=job.world,
-        write=_writer(recipe, parts),
+        write=write,
+        writing=_writing(recipe, parts),
         averages=parts.averages,
-        asking=_asking(recipe, parts) if isinstance(recipe, DistillRecipe) else None,
+        asking=asking,
         staleness=recipe.pool.staleness if isinstance(recipe, DistillRecipe) else 0,
         block=WRITTEN_TOGETHER if isinstance(recipe, SftRecipe) and recipe.answers == "teachers" else 1,
         average=recipe.objective.average if isinstance(recipe, DistillRecipe) else recipe.average,
@@ -258,6 +255,42 @@ def build_loop(job: Job, parts: Parts) -> Loop:
         folder=job.folder,
         display=job.display,
     )
+
+
+def _prepared(job: Job, student: Student) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """The student as it trains, with its optimizer: in shards, or as accelerate wraps it."""
+    training = job.recipe.training
+    if not job.in_shards:
+        model, optimizer = job.accelerator.prepare(student, build_optimizer(student, training))
+        return model, optimizer
+    cut(job.accelerator, student)
+    # The first forward has to go through the root: FSDP2 then finds out which module that is.
+    empty = build_batch([], normaliser([], "trajectory"), temperature=1.0, device=job.accelerator.device)
+    with torch.no_grad():
+        student(empty)
+    root: Any = student
+    root.reshard()  # a root stays whole after a forward
+    return student, build_optimizer(student, training)
+
+
+def whole_student(job: Job, parts: Parts) -> Student:
+    """The student as it is at the end of training, on the CPU where it is in shards: loaded again, and what it learned
+    from the last checkpoint, which is the end's. Only the main process needs it."""
+    if not job.in_shards:
+        return parts.student
+    recipe, key = job.recipe, parts.student.key
+    student = load_student(
+        recipe.student, model_path=key.path, seed=recipe.seed, chunk_bytes=1 << 20, device=torch.device("cpu")
+    )
+    load_trainable_state(student, load_weights(list_checkpoints(job.folder / "checkpoints")[-1]))
+    return student
+
+
+def _writing(recipe: SftRecipe | DistillRecipe, parts: Parts) -> tuple[torch.nn.Module, ...]:
+    """The models that write."""
+    if isinstance(recipe, DistillRecipe):
+        return (parts.student,)
+    return parts.pool.models if recipe.answers == "teachers" else ()
 
 
 def _writer(recipe: SftRecipe | DistillRecipe, parts: Parts) -> Writer:

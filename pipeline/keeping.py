@@ -19,7 +19,7 @@ from pipeline.guards import Finding
 from pipeline.lookout import Alarm, Raised, rolled_back
 from pipeline.loop import Loop, State
 from pipeline.run_directory import cut_to
-from pipeline.student import load_trainable_state, trainable_state
+from pipeline.student import load_trainable_state, optimizer_state, trainable_state
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoint
@@ -30,16 +30,16 @@ def save_state(loop: Loop, state: State) -> None:
 
     Raises NotFinite where a weight is not: what one would go back to must be good.
     """
-    weights = trainable_state(loop.student)
-    if odd := [name for name, value in weights.items() if not value.isfinite().all()]:
+    main = loop.world.is_main
+    weights = trainable_state(loop.student, keep=main)
+    if odd := loop.world.gather([name for name, value in weights.items() if not value.isfinite().all()])[0]:
         raise NotFinite(
             f"step {state.step}: {odd[0]} is not finite any more; the checkpoint before it is kept. Start another run "
             "with a lower training.learning_rate, or in float32"
         )
-    if loop.world.is_main:
-        value = checkpoints.Checkpoint(
-            state.step, weights, loop.optimizer.state_dict(), state.progress(), loop.averages.state()
-        )
+    optimizer = optimizer_state(loop.optimizer, keep=main)
+    if main:
+        value = checkpoints.Checkpoint(state.step, weights, optimizer, state.progress(), loop.averages.state())
         checkpoints.save(loop.folder / "checkpoints", value, keep=loop.training.keep_checkpoints)
         manifest.prune(loop.journal(state.attempt), state.step)
         said = f"the state after step {state.step} is kept"
@@ -104,7 +104,7 @@ def roll_back(loop: Loop, state: State, alarm: Alarm) -> State:
     path, newer = _goal(loop.folder / "checkpoints", state.watch.rolled_to)
     if path is None:
         raise RunError(f"step {step}: {said}, and there is no checkpoint to go back to; start another run")
-    kept = restore_state(loop, checkpoints.load(path))
+    kept = restore_state(loop, checkpoints.load(path, mapped=loop.student.in_shards))
     reached = State.of(
         kept.step, kept.progress() | {"watch": rolled_back(loop.guards, state.watch, kept.watch, kept.step).to_json()}
     )

@@ -36,7 +36,8 @@ class Loop:
     """Everything a step needs that does not change from step to step.
 
     model: the student as `accelerator` wrapped it; `student` is the same object without the wrapping.
-    write: who writes the completions. averages: the student's moving averages, where a teacher needs one.
+    write: who writes the completions. writing: the models that do, which have to be whole meanwhile.
+    averages: the student's moving averages, where a teacher needs one.
     asking: who scores them, or None for supervised training.
     staleness: how many steps the student writes ahead of what it trains on. block: how many steps of completions are
         written together, where they do not depend on the student.
@@ -55,6 +56,7 @@ class Loop:
     accelerator: Accelerator
     world: World
     write: Writer
+    writing: tuple[torch.nn.Module, ...]
     averages: Averages
     asking: Asking | None
     staleness: int

@@ -16,11 +16,14 @@ from pipeline import recipe_optimizer as recipe
 from pipeline.errors import RunError
 from pipeline.muon import Muon
 from pipeline.quantize.rounded import Rounded, by_parameter
+from teachers.shards import in_shards_of
 
 if TYPE_CHECKING:
     from pipeline.recipe import Training
 
 EPS = 1e-8
+
+Build = Callable[[list[dict[str, Any]]], Optimizer]
 
 
 def learning_rate(step: int, training: Training, spent: float = 0.0) -> float:
@@ -54,7 +57,7 @@ def build_optimizer(student: nn.Module, training: Training) -> Optimizer:
     """
     chosen, rate = training.optimizer, training.learning_rate
     groups = parameter_groups(student, training.weight_decay)
-    build: Callable[[list[dict[str, Any]]], Optimizer]
+    build: Build
     if isinstance(chosen, recipe.Muon):
         groups = hidden_apart(student, groups)
         build = partial(
@@ -72,7 +75,18 @@ def build_optimizer(student: nn.Module, training: Training) -> Optimizer:
         build = partial(AdamW, lr=rate, betas=chosen.betas, eps=EPS, fused=_has_fused(groups))
     rounded: tuple[Rounded, ...] = getattr(student, "rounded", ())
     plain = not rounded and all(parameter.dtype == torch.float32 for group in groups for parameter in group["params"])
-    return build(groups) if plain else Masters(groups, build, by_parameter(rounded))
+    return _loading(build)(groups) if plain else Masters(groups, _loading(build), by_parameter(rounded))
+
+
+def _loading(build: Build) -> Build:
+    """Its optimizers load a state of whole tensors, whichever way their parameters are held."""
+
+    def made(groups: list[dict[str, Any]]) -> Optimizer:
+        optimizer = build(groups)
+        optimizer.register_load_state_dict_pre_hook(spread)
+        return optimizer
+
+    return made
 
 
 def adamw_8bit(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> Optimizer:
@@ -91,6 +105,20 @@ def adamw_8bit(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, f
         # It compiles its step, each shape anew, which takes a C++ compiler, and minutes, for nothing on a CPU.
         optimizer.step = torch.compiler.set_stance("force_eager")(optimizer.step)  # type: ignore[method-assign]
     return optimizer
+
+
+def spread(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A saved state with the moments of each parameter in shards where that is, before any of them leaves the CPU."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    saved = [number for group in state_dict["param_groups"] for number in group["params"]]
+    state = dict(state_dict["state"])
+    for number, parameter in zip(saved, parameters, strict=False):  # torch says what is wrong with other lengths
+        of_one = state.get(number, {})
+        state[number] = {
+            key: in_shards_of(parameter, value) if getattr(value, "shape", None) == parameter.shape else value
+            for key, value in of_one.items()
+        }
+    return {**state_dict, "state": {number: value for number, value in state.items() if value}}
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -175,7 +203,7 @@ class Masters(Optimizer):
     def __init__(
         self,
         groups: list[dict[str, Any]],
-        build: Callable[[list[dict[str, Any]]], Optimizer],
+        build: Build,
         rounded: Mapping[int, Rounded] | None = None,
     ) -> None:
         super().__init__(groups, {})
@@ -219,7 +247,7 @@ class Masters(Optimizer):
         for live, group in zip(self.param_groups, self._inner.param_groups, strict=True):
             live["lr"] = float(group["lr"])
         for (parameter, master), saved in zip(self._own(), state_dict["masters"], strict=True):
-            master.copy_(saved)
+            master.copy_(in_shards_of(master, saved))
             parameter.copy_(master)
 
     def _master(self, parameter: Tensor) -> Tensor:

@@ -122,9 +122,9 @@ def _starts_nothing(config: TeacherConfig) -> bool:
     return isinstance(config, ProgramTeacher) and isinstance(config.check, ExactAnswer)
 
 
-def training_bytes(student: torch.nn.Module, training: Training) -> int:
+def training_bytes(student: torch.nn.Module, training: Training, processes: int = 1) -> int:
     """What training adds to a loaded student: of each trained weight its gradient and what the optimizer keeps; of one
-    in half precision the gradient in fp32 as well."""
+    in half precision the gradient in fp32 as well. processes: that share them out."""
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     gradients = sum(p.numel() * (p.element_size() + (4 if p.element_size() < 4 else 0)) for p in trained)
-    return gradients + state_bytes(student, training)
+    return (gradients + state_bytes(student, training)) // processes

@@ -102,7 +102,7 @@ def _show_machine(
         f"others {step.waiting:.2f}, update {step.update:.2f}) and {step.total * steps / 60:.1f} minutes for {steps} "
         f"steps, evaluations not counted, from {len(tried.rollouts)} answers; --step measures a whole one"
     )
-    more = training_bytes(parts.student, job.recipe.training)
+    more = training_bytes(parts.student, job.recipe.training, job.world.size if job.in_shards else 1)
     job.display.note(
         f"about {(peak + more) / 1e9:.2f} GB: {peak / 1e9:.2f} with everything loaded, {more / 1e9:.2f} for gradients "
         f"and the optimizer; a whole step's forwards may take more"

@@ -37,3 +37,9 @@ class World:
 
 def world_of(accelerator: Accelerator) -> World:
     return World(accelerator.process_index, accelerator.num_processes)
+
+
+def leave() -> None:
+    """At the end of a process that was one of several: gloo's threads would end it with an error otherwise."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -287,6 +287,15 @@ class Training(Section):
     keep_checkpoints: Positive = Field(2, description="the last ones; older ones are deleted")
 
 
+class Sharding(Section):
+    """What the processes of a run share out between them; without effect in a single one."""
+
+    model_config = example("{student: true, teachers: true}")
+
+    student: bool = Field(False, description="weights, gradients, optimizer: FSDP2; whole only while it writes")
+    teachers: bool = Field(False, description="layers of models in this process; each whole only in its turn")
+
+
 Measure = Literal["loss", "similarity"]
 
 
@@ -338,6 +347,7 @@ class RecipeBase(Section):
     pool: PoolSettings = PoolSettings()
     privacy: Privacy = Privacy()
     training: Training = Training()
+    sharding: Sharding = Sharding()
     evaluation: Evaluation = Evaluation()
     guards: Guards = Guards()
     tracking: tuple[Tracker, ...] = Field((), description="where its numbers are logged too; one name, or several")

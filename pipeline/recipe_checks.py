@@ -32,7 +32,19 @@ def disagreements(data: Mapping[str, Any], prepared: Collection[str] = ()) -> li
     prepared: names of results that an enclosing recipe has prepared before this one.
     """
     known = [*section_of(data, "prepare"), *prepared]
-    checks = (_tasks, _codebases, _suites, _teacher_names, _pool, _domains, _writers, _temperatures, _alone, _choices)
+    checks = (
+        _tasks,
+        _codebases,
+        _suites,
+        _teacher_names,
+        _pool,
+        _domains,
+        _writers,
+        _temperatures,
+        _alone,
+        _choices,
+        _shards,
+    )
     return [*_prepared(data, known), *(finding for check in checks for finding in check(data))]
 
 
@@ -275,6 +287,20 @@ def _choices(data: Mapping[str, Any]) -> Iterator[Finding]:
             if section_of(data, "rollout").get(key, whole) != whole:
                 text = f"{by}'s ratio is undefined where the sampler cuts; set rollout.{key} to {whole}"
                 yield ("rollout", key), text
+
+
+def _shards(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """What needs whole weights where they are in shards."""
+    sharding = section_of(data, "sharding")
+    for name, teacher in section_of(data, "teachers").items() if sharding.get("student") is True else ():
+        if section_of(teacher).get("kind") == "self" and section_of(teacher).get("weights") == "average":
+            text = "a student in shards has no moving average; write initial, or sharding.student=false"
+            yield ("teachers", name, "weights"), text
+    compare = data.get("compare")
+    names = list(compare) if isinstance(compare, list | tuple) else []
+    if sharding.get("teachers") is True and "parameter_average" in names:
+        text = "teachers in shards cannot be averaged; leave it out, or write sharding.teachers=false"
+        yield ("compare", names.index("parameter_average")), text
 
 
 def _temperatures(data: Mapping[str, Any]) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from pipeline.errors import RunError
 from pipeline.export.card import describe_result
 from pipeline.export.folders import write_result
 from pipeline.files import read_lines
-from pipeline.job import Job, Parts, build_loop, load_parts, make_accelerator
+from pipeline.job import Job, Parts, build_loop, load_parts, whole_student
 from pipeline.keeping import restore_state
 from pipeline.loop import Loop, State
 from pipeline.mixing import MixState
@@ -33,8 +33,10 @@ from pipeline.recipe_checks import model_keys
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.report.page import write_report
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
+from pipeline.sharding import make_accelerator
 from pipeline.tracking import leaks, open_tracking, require_installed
 from pipeline.trainer import advance, peak_bytes, train
+from teachers.shards import whole
 
 
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
@@ -120,7 +122,7 @@ def _train_and_judge(job: Job, parts: Parts) -> None:
     left = assess.divergence_left(job, parts, loop, state.step) if loop.asking else {}
     if job.world.is_main:
         job.display.phase("exporting the model")
-        write_result(parts.student, job.recipe, job.folder, job.prepared)
+        write_result(whole_student(job, parts), job.recipe, job.folder, job.prepared)
     job.world.wait()
     scores |= _compared(job, parts, state)
     if job.world.is_main:
@@ -133,7 +135,7 @@ def _restored(job: Job, loop: Loop) -> State:
     found = checkpoints.list_checkpoints(job.folder / "checkpoints")
     if not found:
         return State(0, MixState())
-    state = restore_state(loop, checkpoints.load(found[-1]))
+    state = restore_state(loop, checkpoints.load(found[-1], mapped=job.in_shards))
     if state.step:
         job.display.note(f"resuming after step {state.step}")
     return state
@@ -213,7 +215,8 @@ def _check(
         try:
             _describe_parts(job, parts)
             loop = build_loop(job, parts)
-            preflight(job, parts, loop, peak_bytes)
+            with whole(parts.student, *parts.pool.models):
+                preflight(job, parts, loop, peak_bytes)
             if step:
                 _try_step(job, loop)
         finally:

@@ -54,7 +54,7 @@ LINE_FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl", "provenance.jso
 # learned. The sums are then taken in another order, so the last bits may differ from those of an unchanged run.
 ADJUSTABLE = (
     *("training.tokens_per_forward", "rollout.rows", "objective.chunk_megabytes"),
-    *("training.checkpoint_every", "training.keep_checkpoints", "threads", "tracking"),
+    *("training.checkpoint_every", "training.keep_checkpoints", "threads", "tracking", "sharding."),
 )
 # How hard remote teachers are asked, where they are and what they may cost: what they say stays the same. And guards: a
 # run that one of them stopped may go on without it.

@@ -27,6 +27,7 @@ from teachers.causal_lm import CausalLM, ModelKey, decoder, load_causal_lm, mode
 from teachers.errors import TeacherError
 from teachers.heads import find_head
 from teachers.scoring import Ends, HiddenStateTeacher, Running
+from teachers.shards import gathered, in_shards_of, is_sharded
 from teachers.switching import adapters_disabled, is_adapted
 from teachers.types import Head
 
@@ -42,6 +43,8 @@ class Student(nn.Module):
     lm: the model with its tokenizer, for whoever generates or decodes. trained: names of the parameters that learn,
     fixed at load: teachers' adapters over the same base come and go without changing it. key: what it was loaded from.
     quantized: whether the recipe asks for weights of 4 bits. rounded: those of them that learn, with their masters.
+    in_shards: whether its weights are going to be, or are, spread over several processes (`sharding.py`). products: the
+    dtype of matrix products where its forward sees to that itself; None: the weights' own, or what is around it.
 
     It is in eval mode except between `train()` and `eval()` around an update: checkpointed layers decode wrongly in
     training mode.
@@ -57,6 +60,8 @@ class Student(nn.Module):
         offloads: bool = False,
         quantized: bool = False,
         rounded: tuple[Rounded, ...] = (),
+        in_shards: bool = False,
+        products: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.model = lm.model
@@ -67,6 +72,9 @@ class Student(nn.Module):
         self.offloads = offloads
         self.quantized = quantized
         self.rounded = rounded
+        self.in_shards = in_shards
+        self.cut_by: str | None = None  # once it is in shards: by whom
+        self.products = products
         self.packs = packs(lm)
         self.trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.eval()
@@ -81,15 +89,19 @@ class Student(nn.Module):
         return {name: named[name] for name in self.trained}
 
     def shared_bases(self) -> dict[ModelKey, CausalLM]:
-        """Frozen models that adapter teachers may stand on instead of loading them again: a LoRA student's base, but
-        not a quantized one, which is not the model that they were trained on."""
-        return {self.key: self.lm} if is_adapted(self.lm.model) and not self.quantized else {}
+        """Frozen models that adapter teachers may stand on instead of loading them again: a LoRA student's base, where
+        each process has all of it, but not a quantized one, which is not the model that they were trained on."""
+        own = self.quantized or self.in_shards
+        return {self.key: self.lm} if is_adapted(self.lm.model) and not own else {}
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """The batch's loss and measurements. Every trained parameter is in the graph, for an empty batch too."""
-        with moved_to_memory(self.lm.model) if self.offloads else nullcontext():
-            hidden = packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
-        output = fused_loss(hidden, self.head, self.head.load(), batch, chunk_bytes=self.chunk_bytes)
+        with torch.autocast(self.device.type, self.products, enabled=self.products is not None):
+            with moved_to_memory(self.lm.model) if self.offloads else nullcontext():
+                hidden = packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
+            output = fused_loss(hidden, self.head, self.head.load(), batch, chunk_bytes=self.chunk_bytes)
+        if self.in_shards:
+            return output  # FSDP2 waits for no parameter, and by now holds most of them in shards
         return replace(output, loss=attached(output.loss, list(self.trained_parameters().values())))
 
 
@@ -160,13 +172,20 @@ def _run(lm: CausalLM, ids: Tensor, positions: Tensor | None) -> Tensor:
 
 
 def load_student(
-    config: recipe.Student, *, model_path: str, seed: int, chunk_bytes: int, device: torch.device
+    config: recipe.Student,
+    *,
+    model_path: str,
+    seed: int,
+    chunk_bytes: int,
+    device: torch.device,
+    in_shards: bool = False,
+    products: torch.dtype | None = None,
 ) -> Student:
     """Loads the model in `model_path` (a hub name or a folder, already resolved) as the recipe's student.
 
     `config.dtype` is the dtype of the weights, so what generates is what is exported. Full tuning in bfloat16 keeps
     fp32 copies in the optimizer (`optim.Masters`); a LoRA adapter is fp32 over a base of `config.dtype`, and its
-    first weights are a function of `seed`.
+    first weights are a function of `seed`. in_shards, products: see `Student`; here it is whole still.
 
     Raises:
         ModelError: what cannot be loaded or cannot be trained as the recipe asks.
@@ -191,6 +210,8 @@ def load_student(
     else:
         lm.model.requires_grad_(True)
     _freeze_indexers(lm.model)
+    if in_shards and config.quantize is not None:
+        raise ModelError("student.quantize: weights of 4 bits are whole in a process; set sharding.student: false")
     if config.offload_activations and device.type == "cpu":
         raise ModelError(
             "student.offload_activations: the student is on the CPU, whose memory they would be moved to; leave it out"
@@ -212,6 +233,8 @@ def load_student(
         offloads=config.offload_activations,
         quantized=config.quantize is not None,
         rounded=rounded,
+        in_shards=in_shards,
+        products=products,
     )
 
 
@@ -308,15 +331,30 @@ def _line(error: Exception) -> str:
 # ---- its state, and itself before training ----
 
 
-def trainable_state(student: Student) -> dict[str, Tensor]:
+def trainable_state(student: Student, *, keep: bool = True) -> dict[str, Tensor]:
     """Copies on the CPU of all that training changes, by name; tied weights once; of rounded weights their masters,
-    from which the same come again."""
-    return {name: value.detach().cpu().clone() for name, value in _learning(student).items()}
+    from which the same come again.
+
+    Of a student in shards every process calls it, and those that do not `keep` it get nothing.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in _learning(student).items():
+        full = gathered(value.detach(), keep=keep)
+        if keep:
+            found[name] = full.cpu() if is_sharded(value) else full.cpu().clone()
+    return found
 
 
 def _learning(student: Student) -> dict[str, Tensor]:
     masters = {id(each.place.parameter): each.master for each in student.rounded}
     return {name: masters.get(id(value), value) for name, value in student.trained_parameters().items()}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:
+    """Its `state_dict`, whole; called and kept as `trainable_state`. The optimizers of `optim.py` take it back in any
+    number of processes."""
+    state: dict[str, Any] = gathered(optimizer.state_dict(), keep=keep)
+    return state
 
 
 @torch.no_grad()
@@ -339,7 +377,7 @@ def load_trainable_state(student: Student, state: Mapping[str, Tensor]) -> None:
                 f"{tuple(parameter.shape)} {parameter.dtype}"
             )
     for name, parameter in parameters.items():
-        parameter.copy_(state[name])
+        parameter.copy_(in_shards_of(parameter, state[name]))
     for each in student.rounded:
         each.refresh()
 
@@ -347,10 +385,11 @@ def load_trainable_state(student: Student, state: Mapping[str, Tensor]) -> None:
 def frozen_initial(student: Student, *, name: str) -> HiddenStateTeacher:
     """The student as it is now, as a teacher; call it before the first update, and before a checkpoint is loaded.
 
-    Full tuning: a copy, as large as the student. LoRA: the same model with its adapters off, at no cost.
+    Full tuning: a copy, as large as the student. LoRA: the same model with its adapters off, at no cost; but a copy too
+    of one that will be in shards, which this process could not use alone.
     """
     lm = student.lm
-    if is_adapted(lm.model):
+    if is_adapted(lm.model) and not student.in_shards:
         frozen = replace(lm, name=name)
         running: Running = partial(adapters_disabled, lm.model)
     else:

@@ -44,12 +44,14 @@ from pipeline.mixing import MixState, draw, observe
 from pipeline.optim import learning_rate, set_learning_rate
 from pipeline.samples import Kept, keep, line_of, view_of
 from pipeline.screen.view import Moment
+from pipeline.sharding import described
 from pipeline.student import Student
 from pipeline.targets import Normaliser, Row, build_batch, group_rows, normaliser, weighted
 from pipeline.types import Prompt, Rollout, Shown, TrainingBatch
 from pipeline.writers import REFERENCE, reference_rollout
 from teachers.exchange import Settled
 from teachers.plan import Result
+from teachers.shards import gathered
 
 
 @dataclass
@@ -224,7 +226,8 @@ def update(loop: Loop, rows: Sequence[Row], step: int, rate: float, early: Early
         seen = accumulate(loop, batch, sums, last=index == len(batches) - 1) or seen
     if factor != 1:
         enlarge(loop.student, sums, float(factor))
-    grad_norm = float(loop.accelerator.clip_grad_norm_(loop.student.parameters(), loop.training.clip_norm))
+    norm_before = loop.accelerator.clip_grad_norm_(loop.student.parameters(), loop.training.clip_norm)
+    grad_norm = float(gathered(norm_before))
     whole = merge(loop.world.gather(sums))
     if not all_finite({"loss": whole.total["loss"], "grad_norm": grad_norm}):
         raise NotFinite(
@@ -303,6 +306,8 @@ def record(loop: Loop, line: Mapping[str, Any], clock: Clock, sample: Mapping[st
     """The step, of `steps` in all, in metrics and timings, and one of its rollouts in samples."""
     step = line["step"]
     timings = {"step": step, "processes": loop.world.size, "seconds": clock.seconds, "peak_bytes": peak_bytes()}
+    if loop.student.in_shards:
+        timings["shards"] = described(loop.student).to_json()
     if line["failures"]:
         loop.display.warn(f"step {step}: teachers failed: {line['failures']}")
     for teacher, reasons in line["failures"].items():

@@ -11,6 +11,7 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -169,8 +170,9 @@ class Exchange:
         pending = sorted(questions, key=lambda question: question[1].request_id)
         for name in self._pool.names:
             own = [request for teacher, request in pending if teacher == name]
-            for request_id, result in self._pool.score(name, own) if own else ():
-                self._record(name, request_id, result)
+            with self._pool.turn(name) if self._gather is not None else nullcontext():
+                for request_id, result in self._pool.score(name, own) if own else ():
+                    self._record(name, request_id, result)
 
     def _ask_together(self, gather: Gather, wanted: Collection[str]) -> None:
         """The first process asks what all of them have to ask, and everybody takes the answers that it waits for."""

@@ -36,6 +36,7 @@ class Models:
     progress: Callable[[str], None]
     tokens_per_forward: int
     temperature: float = 1.0
+    in_shards: bool = False
     _loaded: dict[ModelKey, CausalLM] = field(default_factory=dict)
     _tokenizers: dict[tuple[str, str | None], PreTrainedTokenizerBase] = field(default_factory=dict)
 
@@ -64,9 +65,9 @@ class Models:
     def between_turns(self, lm: CausalLM, head: Head, running: Running) -> tuple[Head, Running]:
         """The same, but that the model's weights leave memory whenever they have been used, where their file has them.
 
-        The student's own model stays: it is used between any two turns.
+        The student's own model stays: it is used between any two turns. What will be in shards lies in no file.
         """
-        if any(own.model is lm.model for own in self.lent.values()):
+        if self.in_shards or any(own.model is lm.model for own in self.lent.values()):
             return head, running
         pages = pages_of(lm.model)
         forget(pages)

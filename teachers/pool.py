@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
@@ -16,9 +16,11 @@ from teachers.config import TeacherConfig, TransformersTeacher
 from teachers.errors import TeacherError
 from teachers.models import Models, Resolve, where
 from teachers.scoring import TOKENS_PER_FORWARD, HiddenStateTeacher, Running
+from teachers.shards import shard_layers, whole
 from teachers.types import Answer, Finding, LocalTeacher, RemoteTeacher, ScoreRequest, TeacherFailure
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from teachers.courier import Courier
@@ -101,6 +103,18 @@ class Pool:
         if left:
             raise RuntimeError(f"{name} left {len(left)} requests unanswered, {min(left)} first")
 
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """Those in this process that teachers stand on, each once."""
+        return _models_of(self.teachers.values())
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Entered by all processes around what a local teacher does in any of them: inside its weights are whole."""
+        teacher = self.teachers[name]
+        with whole(teacher.lm.model) if _has_model(teacher) else nullcontext():
+            yield
+
     def ask(self, name: str, question: ScoreRequest, done: Callable[[Answer | TeacherFailure], None]) -> None:
         """Asks a remote teacher; `done` is called once, on another thread."""
         assert self.courier is not None, "only the first process asks remote teachers"
@@ -149,6 +163,14 @@ class Pool:
                 teacher.close()
 
 
+def _models_of(teachers: Iterable[object]) -> tuple[nn.Module, ...]:
+    return tuple(dict.fromkeys(teacher.lm.model for teacher in teachers if _has_model(teacher)))
+
+
+def _has_model(teacher: object) -> TypeGuard[HiddenStateTeacher | crossing.CrossingTeacher]:
+    return isinstance(teacher, HiddenStateTeacher | crossing.CrossingTeacher)
+
+
 def writes(teacher: LocalTeacher | RemoteTeacher) -> TypeGuard[HiddenStateTeacher]:
     """Whether it can write answers itself."""
     return isinstance(teacher, HiddenStateTeacher)
@@ -167,18 +189,19 @@ def build_pool(
     progress: Callable[[str], None] = lambda _: None,
     tokens_per_forward: int = TOKENS_PER_FORWARD,
     temperature: float = 1.0,
+    in_shards: bool = False,
 ) -> Pool:
     """Loads the teachers of a recipe.
 
     Each base is loaded once; those in `shared`, by `model_key`, are the student's and not loaded at all. All
     tokenizers are compared with the student's before the first weight is read. selves: what teachers of the kind
     `self` are made of. tools: what remote teachers are built with. courier: makes the one who asks them, where there
-    are any.
+    are any. in_shards: whether their models are spread over all processes, where they are not the student's.
 
     Raises:
         TeacherError: everything that is wrong, one line each.
     """
-    models = Models(student, shared, device, resolve, progress, tokens_per_forward, temperature)
+    models = Models(student, shared, device, resolve, progress, tokens_per_forward, temperature, in_shards)
     in_process = {name: config for name, config in configs.items() if isinstance(KINDS[config.kind], ModelKind)}
     notes, problems = _compared(in_process, models)
     if problems:
@@ -197,6 +220,10 @@ def build_pool(
         if isinstance(teacher, HiddenStateTeacher):
             notes += compare_models(student, teacher.lm, name=where(name)).notes
     notes += [note for teacher in teachers.values() for note in getattr(teacher, "notes", ())]
+    lent = {id(lm.model) for lm in shared.values()}
+    for model in _models_of(teachers[name] for name in in_process) if in_shards else ():
+        if id(model) not in lent:
+            shard_layers(model)
     remote = {name: teacher for name, teacher in teachers.items() if isinstance(teacher, RemoteTeacher)}
     return Pool(teachers, courier(remote) if remote else None, tuple(notes))
 

@@ -71,11 +71,12 @@ def step_when_told(recipe: Mapping[str, Any], folder: Path) -> None:
 
     from pipeline.display import Display
     from pipeline.files import read_lines
-    from pipeline.job import Job, build_loop, load_parts, make_accelerator
+    from pipeline.job import Job, build_loop, load_parts
     from pipeline.loop import State
     from pipeline.mixing import MixState
     from pipeline.ranks import world_of
     from pipeline.recipe_file import load_recipe
+    from pipeline.sharding import make_accelerator
     from pipeline.trainer import advance
 
     with tempfile.TemporaryDirectory(dir=folder) as place:

@@ -109,11 +109,12 @@ def run(folder: Path, shape: Shape, url: str, staleness: int, threads: int) -> I
     from rich.console import Console
 
     from pipeline.display import Display
-    from pipeline.job import Job, build_loop, load_parts, make_accelerator
+    from pipeline.job import Job, build_loop, load_parts
     from pipeline.loop import State
     from pipeline.mixing import MixState
     from pipeline.ranks import world_of
     from pipeline.recipe_file import load_recipe
+    from pipeline.sharding import make_accelerator
 
     folder.mkdir()
     path = folder / "recipe.json"

@@ -165,9 +165,10 @@ def test_the_checkout_is_not_written_to(done: Done) -> None:
 
 def test_every_prompt_tells_right_from_wrong(done: Done) -> None:
     """By the checker that an evaluation uses."""
-    from pipeline.job import Job, _code_reader, make_accelerator
+    from pipeline.job import Job, _code_reader
     from pipeline.prompts import load_prompts
     from pipeline.ranks import world_of
+    from pipeline.sharding import make_accelerator
 
     loaded = load_recipe(done.folder / "recipe.yaml")
     accelerator = make_accelerator(loaded.recipe)

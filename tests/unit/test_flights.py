@@ -17,11 +17,12 @@ from pipeline import manifest
 from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.flights import Flights, launch, settle
-from pipeline.job import Job, build_loop, load_parts, make_accelerator
+from pipeline.job import Job, build_loop, load_parts
 from pipeline.loop import Loop, State
 from pipeline.mixing import MixState
 from pipeline.ranks import world_of
 from pipeline.recipe_file import load_recipe
+from pipeline.sharding import make_accelerator
 from pipeline.student import load_trainable_state, trainable_state
 from pipeline.trainer import advance, draw_prompts
 from tests.runs import Settings, changed, distill_settings, write_recipe
