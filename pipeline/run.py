@@ -94,6 +94,8 @@ def _finish(job: Job) -> None:
         stack.callback(parts.desk.close)
         stack.callback(bill.conclude, parts.desk, job.display)
         stack.callback(parts.pool.close)
+        if parts.engine is not None:
+            stack.callback(parts.engine.close)
         _train_and_judge(job, parts)
     if job.world.is_main:
         write_status(job.folder, "finished")
@@ -217,6 +219,8 @@ def _check(
             if step:
                 _try_step(job, loop)
         finally:
+            if parts.engine is not None:
+                parts.engine.close()
             parts.pool.close()
             parts.desk.close()
         world.wait()  # the main process's folder is everybody's
