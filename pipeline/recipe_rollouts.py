@@ -37,6 +37,11 @@ class LocalRollouts(Sampling):
 
     kind: Literal["local"] = "local"
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where prompts are sent."""
+        return ()
+
 
 # ---- a server that follows the student ----
 
@@ -90,6 +95,11 @@ class VllmRollouts(Sampling):
     )
     silence: Seconds = Field(300.0, description="without a token, after which a request is sent again from where it is")
     patience: Seconds = Field(1800.0, description="without a token, after which the run stops; --resume goes on")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where prompts are sent, beyond what the run itself starts."""
+        return (self.server.url,) if isinstance(self.server, ServerAt) else ()
 
 
 def _rollouts(value: Any) -> Any:

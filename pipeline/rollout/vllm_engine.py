@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import RunError
+from pipeline.export.usage import VLLM_RANKS
 from pipeline.rollout.vllm_http import EngineError, Wire, error_of
 from pipeline.rollout.vllm_process import ServerProcess
 from pipeline.rollout.vllm_weights import Following, Published
@@ -218,8 +219,7 @@ def flags_of(following: Following, *, name: str, dtype: str, context: int, rows:
 
 def _room(rank: int) -> int:
     """The least of vLLM's own sizes that holds an adapter of this rank."""
-    sizes = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-    for size in sizes:
+    for size in VLLM_RANKS:
         if rank <= size:
             return size
-    raise RunError(f"student.tune.rank: vLLM takes adapters of rank {sizes[-1]} at most, and this is {rank}; lower it")
+    raise RunError(f"student.tune.rank: vLLM takes adapters of rank {VLLM_RANKS[-1]} at most, not {rank}; lower it")
