@@ -206,8 +206,8 @@ def _leaks(recipe: RecipeBase, private: Sequence[str], where: Where) -> Iterator
         if not guard.may_receive_private(url):
             host = host_of(url) or url
             yield (
-                f"{where('rollout', 'server')}: {why} and {host} is not this machine; start the server on this machine, "
-                f"or allow it by privacy.allowed=[{host}]"
+                f"{where('rollout', 'server')}: {why} and {host} is not this machine; start the server here, or "
+                f"allow it by privacy.allowed=[{host}]"
             )
     for name, config in recipe.teachers.items():
         here = where("teachers", name)

@@ -69,8 +69,7 @@ class Engine:
         """
         before, self.published = self.published, published
         for attempt in range(1, _ATTEMPTS + 1):
-            fresh = self._start_if_down()
-            await self._there(wire)
+            fresh = await self._up(wire)
             try:
                 await self._load(wire, fresh)
                 break
@@ -84,7 +83,7 @@ class Engine:
     async def join(self, wire: Wire, published: Published) -> None:
         """What a process does that has not published them itself."""
         self.published = published
-        await self._there(wire)
+        await self._up(wire)
 
     async def require_weights(self, wire: Wire) -> None:
         """Raises EngineError where a server was started again and serves what it was started with. An adapter's name
@@ -104,10 +103,7 @@ class Engine:
                 return
             if hangs and self.process is not None:
                 self.process.stop()
-            fresh = self._start_if_down()
-            if fresh:
-                self.say(f"the engine is gone ({why}); it is started again, and answers go on from where they are")
-            await self._there(wire)
+            fresh = await self._up(wire, f"the engine is gone ({why}); it is started again, and answers go on")
             try:
                 if fresh or not await self._has_weights(wire):
                     await self._load(wire, fresh)
@@ -115,6 +111,27 @@ class Engine:
             except EngineError as error:
                 if not error.passes:
                     raise self._cannot(error) from error
+
+    async def _up(self, wire: Wire, says: str = "") -> bool:
+        """Waits for the server, and starts one of ours that is not there. Returns whether it was started just now. says:
+        to people, then.
+
+        Raises RunError where it does not come.
+        """
+        fresh = self._start_if_down()
+        while not await self._there(wire):
+            if fresh:
+                assert self.process is not None
+                raise RunError(
+                    f"rollout.server: vLLM ended when it was started: {self.process.last_words()}; all of it is in "
+                    f"{self.process.log}"
+                )
+            fresh = self._start_if_down()  # its front outlives its engine by a while
+        if fresh and says:
+            self.say(says)
+        if self.name is None:
+            self.name = await self._only_model(wire)
+        return fresh
 
     def _start_if_down(self) -> bool:
         """Whether it has been started just now."""
@@ -125,30 +142,22 @@ class Engine:
         self.root = self.process.root
         return True
 
-    async def _there(self, wire: Wire) -> None:
-        """Waits until it answers, and finds its model's name. Raises RunError where it does not come."""
+    async def _there(self, wire: Wire) -> bool:
+        """Waits until it answers; False where one of ours has ended. Raises RunError where it takes too long."""
         wire.root = self.root
         clock = asyncio.get_running_loop().time
         until = clock() + self.ready
         while True:
             try:
                 await wire.command("/health", seconds=QUICK)
-                break
+                return True
             except EngineError as error:
-                self._give_up_if(error, late=clock() >= until)
+                if self.process is not None and not self.process.runs:
+                    return False
+                if not error.passes or clock() >= until:
+                    log = f"; see {self.process.log}" if self.process else "; start it, then go on with --resume"
+                    raise RunError(f"rollout.server: {self.root} does not answer ({error}){log}") from error
             await asyncio.sleep(PAUSE)
-        if self.name is None:
-            self.name = await self._only_model(wire)
-
-    def _give_up_if(self, error: EngineError, *, late: bool) -> None:
-        if self.process is not None and not self.process.runs:
-            raise RunError(
-                f"rollout.server: vLLM ended when it was started: {self.process.last_words()}; all of it is in "
-                f"{self.process.log}"
-            )
-        if not error.passes or late:
-            log = f"; see {self.process.log}" if self.process else "; start it, then go on with --resume"
-            raise RunError(f"rollout.server: {self.root} does not answer ({error}){log}")
 
     async def _only_model(self, wire: Wire) -> str:
         try:

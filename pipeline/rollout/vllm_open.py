@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,8 @@ def open_vllm(
         engine = _found(server, rollouts, student, say)
     else:
         engine = _started(server, rollouts, student, tokens=tokens, log=folder / "engine.log", say=say)
+    if world.is_main and place == folder / "engine":
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
     return VllmGenerator(
         student=student,
         engine=engine,
