@@ -113,8 +113,8 @@ class Engine:
                     raise self._cannot(error) from error
 
     async def _up(self, wire: Wire, says: str = "") -> bool:
-        """Waits for the server, and starts one of ours that is not there. Returns whether it was started just now. says:
-        to people, then.
+        """Waits for the server, and starts one of ours that is not there. Returns whether it was started just now.
+        says: to people, then.
 
         Raises RunError where it does not come.
         """

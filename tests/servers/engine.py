@@ -28,12 +28,13 @@ class EngineServer:
     """`with EngineServer(folder) as server:` serves the model in `folder` at `server.url`.
 
     fault: (number of the request, tokens written in it) -> what happens instead of the next token. turn: called before
-    each token; a test may hold it there. asked: the bodies of completions, in order. told: (path, body) of the rest.
+    each token; a test may hold it there, and cut it off with False. asked: the bodies of completions, in order. told:
+    (path, body) of the rest.
     """
 
     folder: str
     fault: Callable[[int, int], Fault | None] = lambda request, written: None
-    turn: Callable[[], None] = lambda: None
+    turn: Callable[[], bool] = lambda: True
     raw: bool = False  # log-probabilities at temperature 1, whatever the temperature
     wrong: float = 0.0  # that its logits are off by, for some entries
     asked: list[Json] = field(default_factory=list)
@@ -138,7 +139,8 @@ def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             ids, draws = list(body["prompt"]), torch.Generator().manual_seed(body["seed"])
             for written in range(body["max_tokens"]):
-                server.turn()
+                if not server.turn():
+                    break
                 match server.fault(number, written):
                     case "cut":
                         break
