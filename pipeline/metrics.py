@@ -53,7 +53,7 @@ def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
     sums.total["nll"] += float(output.nll)
     sums.add("entropy", output.entropy)
     sums.add("logprob", output.label_logprobs)
-    _collect_mismatch(sums, output.label_logprobs - batch.sampling_logprobs)
+    collect_mismatch(sums, output.label_logprobs - batch.sampling_logprobs)
     for index, part in enumerate(batch.parts):
         imitated = (batch.part == index) & (batch.nll_weights != 0)
         sums.add(f"nll/{part}", -output.label_logprobs[imitated])
@@ -75,7 +75,7 @@ def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
             sums.add(f"kl/domain/{batch.domains[index]}", target.divergence[group == index])
 
 
-def _collect_mismatch(sums: Sums, difference: Tensor) -> None:
+def collect_mismatch(sums: Sums, difference: Tensor) -> None:
     """difference (N,): log π − log μ of tokens that μ drew; NaN where the student did not write one. The estimate of
     KL(μ ‖ π) is the mean of exp(d) − 1 − d, which is never negative (Schulman, "Approximating KL divergence", k3)."""
     sums.add("mismatch", difference.abs())

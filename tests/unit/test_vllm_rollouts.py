@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from pipeline import recipe
 from pipeline.errors import RunError
+from pipeline.metrics import Sums, collect_mismatch, describe_mismatch, merge
 from pipeline.ranks import World
 from pipeline.recipe_rollouts import ServerAt, VllmRollouts
 from pipeline.rollout.drafts import Draft, DraftLog
@@ -263,6 +265,37 @@ def test_a_draft_that_a_kill_cut_short(tmp_path: Path) -> None:
         log.add("a/0", left, [8], [-4.0], 1)
     with DraftLog(tmp_path, 1, 0) as log:
         assert log.left()["a/0"].token_ids == [5, 6, 7, 8]
+
+
+# ---- what the two differ by ----
+
+
+def test_mismatch_is_measured_over_what_was_drawn() -> None:
+    nan = float("nan")
+    differences = [[0.1, -0.3, nan], [], [0.02]]
+    parts = []
+    for values in differences:
+        sums = Sums()
+        collect_mismatch(sums, torch.tensor(values, dtype=torch.float64))
+        parts.append(sums)
+    drawn = [0.1, -0.3, 0.02]
+    found = describe_mismatch(merge(parts))["mismatch"]
+    assert found["mean"] == pytest.approx(sum(map(abs, drawn)) / 3)
+    assert found["largest"] == pytest.approx(0.3)
+    assert found["kl"] == pytest.approx(sum(math.exp(d) - 1 - d for d in drawn) / 3)
+    assert describe_mismatch(Sums()) == {}
+
+
+def test_the_estimate_is_the_divergence() -> None:
+    """Of tokens that μ drew, mean(exp(d) − 1 − d) comes to KL(μ ‖ π)."""
+    draws = torch.Generator().manual_seed(0)
+    mu = torch.randn(6, generator=draws).log_softmax(-1).double()
+    pi = (mu + 0.3 * torch.randn(6, generator=draws)).log_softmax(-1)
+    tokens = torch.multinomial(mu.exp(), 200_000, replacement=True, generator=draws)
+    sums = Sums()
+    collect_mismatch(sums, (pi - mu)[tokens])
+    exact = float((mu.exp() * (mu - pi)).sum())
+    assert describe_mismatch(sums)["mismatch"]["kl"] == pytest.approx(exact, rel=0.03)
 
 
 # ---- the wire ----
