@@ -114,11 +114,11 @@ class Engine:
 
     async def _up(self, wire: Wire, says: str = "") -> bool:
         """Waits for the server, and starts one of ours that is not there. Returns whether it was started just now.
-        says: to people, then.
+        says: to people, when it is.
 
         Raises RunError where it does not come.
         """
-        fresh = self._start_if_down()
+        fresh = self._start_if_down(says)
         while not await self._there(wire):
             if fresh:
                 assert self.process is not None
@@ -126,17 +126,17 @@ class Engine:
                     f"rollout.server: vLLM ended when it was started: {self.process.last_words()}; all of it is in "
                     f"{self.process.log}"
                 )
-            fresh = self._start_if_down()  # its front outlives its engine by a while
-        if fresh and says:
-            self.say(says)
+            fresh = self._start_if_down(says)  # its front outlives its engine by a while
         if self.name is None:
             self.name = await self._only_model(wire)
         return fresh
 
-    def _start_if_down(self) -> bool:
+    def _start_if_down(self, says: str) -> bool:
         """Whether it has been started just now."""
         if self.process is None or self.process.runs:
             return False
+        if says:
+            self.say(says)
         assert self.published is not None
         self.process.start(self.base or str(self.published.folder))
         self.root = self.process.root
