@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.ranks import World
@@ -138,7 +139,8 @@ def _banned(student: Student) -> tuple[int, ...]:
     Raises RunError where they are too many to be named to a server.
     """
     size = student.lm.vocab_size
-    rows = student.lm.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+    model: Any = student.lm.model
+    rows = model.get_output_embeddings().weight.shape[0]
     if rows - size > MOST_BANNED:
         raise RunError(
             f"student.model: its vocabulary has {rows - size} entries that its tokenizer does not know, which a server "

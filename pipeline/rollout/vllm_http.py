@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -96,7 +96,9 @@ class Wire:
             raise EngineError(failure_of(NAME, response, self._secrets))
         return response
 
-    async def lines(self, path: str, body: Mapping[str, Any], *, private: bool, silence: float) -> AsyncIterator[str]:
+    async def lines(
+        self, path: str, body: Mapping[str, Any], *, private: bool, silence: float
+    ) -> AsyncGenerator[str, None]:
         """The lines of the answer to a POST as they come. silence: seconds between two. Raises EngineError."""
         client = self._private if private else self._open
         response: httpx2.Response | None = None
@@ -120,8 +122,10 @@ class Wire:
                 await response.aclose()
 
     def _request(self, client: httpx2.AsyncClient, path: str, body: Mapping[str, Any] | None) -> httpx2.Request:
-        json = {} if body is None else {"json": dict(body)}
-        method = "GET" if body is None else "POST"
-        request = client.build_request(method, self.root + path, headers=self._headers, **json)
+        url, headers = self.root + path, self._headers
+        if body is None:
+            request = client.build_request("GET", url, headers=headers)
+        else:
+            request = client.build_request("POST", url, headers=headers, json=dict(body))
         request.extensions["timeout"] = httpx2.Timeout(None, connect=CONNECT_SECONDS).as_dict()
         return request

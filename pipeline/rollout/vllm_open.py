@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipeline.ranks import World
 from pipeline.recipe_rollouts import ServerAt, ServerStarted, VllmRollouts
@@ -72,7 +73,8 @@ def _started(
     """A LoRA student's server has the base; one that follows all weights starts with those that are published first,
     and again with those that were published last."""
     adapted = following(student) == "adapter"
-    rank = student.lm.model.peft_config[ADAPTER].r if adapted else None  # type: ignore[index,union-attr]
+    model: Any = student.lm.model
+    rank = model.peft_config[ADAPTER].r if adapted else None
     flags = flags_of(
         following(student),
         name=NAME,
