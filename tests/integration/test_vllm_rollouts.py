@@ -5,6 +5,7 @@ Needs the environment that `.ci/vllm` makes, named by TUTELAGE_VLLM_PYTHON. Skip
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
@@ -14,14 +15,18 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from pipeline import recipe
+from pipeline.display import Display
 from pipeline.files import read_lines
 from pipeline.ranks import World
+from pipeline.recipe_file import load_recipe
 from pipeline.recipe_rollouts import VllmRollouts
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.rollout.vllm import VllmGenerator
 from pipeline.rollout.vllm_open import open_vllm
+from pipeline.run import check
 from pipeline.student import Student, load_student
 from pipeline.types import Prompt, Rollout
 from teachers.guard import Guard
@@ -98,6 +103,14 @@ def agrees(by_server: Path, in_process: Path) -> None:
     assert abs(last[0] - last[1]) < 0.1 * first
 
 
+def checked(path: Path) -> str:
+    """What `tutelage check` says of a recipe."""
+    console = Console(file=io.StringIO(), width=500)
+    check(load_recipe(path), offline=False, step=False, display=Display(console))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 # ---- LoRA, on a server that is there ----
 
 
@@ -108,7 +121,9 @@ def test_lora_learns_as_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     flags = ("--enable-lora", "--max-lora-rank", "32")
     with vllm_server(vllm_python(), settings["student"]["model"], tmp_path / "log", *flags) as url:
         served = changed(settings, {"rollout.kind": "vllm", "rollout.server": url})
-        run = run_here(write_recipe(tmp_path / "served.yaml", served))
+        path = write_recipe(tmp_path / "served.yaml", served)
+        assert f"{url.removesuffix('/v1')} follows the student; its log-probabilities are" in checked(path)
+        run = run_here(path)
     agrees(run, local)
     assert not list((run / "engine").iterdir())
 
