@@ -33,6 +33,7 @@ from pipeline.recipe_rollouts import VllmRollouts
 from pipeline.remote import Desk
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.rollout.vllm import VllmGenerator
+from pipeline.rollout.vllm_http import Access
 from pipeline.rollout.vllm_open import open_vllm
 from pipeline.routing import plan_of, routes_of
 from pipeline.run_directory import same_data
@@ -163,7 +164,7 @@ def _engine(job: Job, student: Student) -> VllmGenerator | None:
         student,
         tokens=max(recipe.data.max_prompt_tokens, LEAST_PROMPT) + rollouts.max_new_tokens,
         folder=job.folder,
-        guard=guard_of(recipe),
+        access=Access(guard_of(recipe)),
         world=job.world,
         say=job.display.warn,
     )

@@ -52,7 +52,7 @@ class ServerAt(Section):
     model_config = example("{kind: at, url: http://127.0.0.1:8000/v1}")
 
     kind: Literal["at"]
-    url: Url
+    url: Annotated[Url, Field(description="where it listens, the path /v1 included or not")]
     model: str | None = Field(None, min_length=1, description="the student's name there; default: the only one")
     key: KeyVariable | None = None
     weights: str | None = Field(

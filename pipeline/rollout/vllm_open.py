@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from pipeline.rollout.vllm_http import Access, Waiting, read_key
 from pipeline.rollout.vllm_process import ServerProcess
 from pipeline.rollout.vllm_weights import following
 from pipeline.student import ADAPTER, Student
-from teachers.guard import Guard
 
 NAME = "student"  # what a started server calls it
 
@@ -27,7 +27,7 @@ def open_vllm(
     *,
     tokens: int,
     folder: Path,
-    guard: Guard,
+    access: Access,
     world: World,
     say: Callable[[str], None],
 ) -> VllmGenerator:
@@ -36,9 +36,9 @@ def open_vllm(
     Raises RunError for a key that is not set, an adapter too large for vLLM, a vocabulary it cannot draw from.
     """
     server = rollouts.server
-    key, place = None, folder / "engine"
+    place = folder / "engine"
     if isinstance(server, ServerAt):
-        key = read_key(server.key)
+        access = replace(access, key=read_key(server.key))
         place = Path(server.weights) if server.weights else place
         engine = _found(server, rollouts, student, say)
     else:
@@ -48,7 +48,7 @@ def open_vllm(
     return VllmGenerator(
         student=student,
         engine=engine,
-        access=Access(guard, key),
+        access=access,
         waiting=Waiting(rollouts.silence, rollouts.patience),
         place=place.resolve(),  # a server has a working directory of its own
         drafts=folder / "journal" / "drafts",

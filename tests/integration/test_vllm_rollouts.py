@@ -25,6 +25,7 @@ from pipeline.recipe_file import load_recipe
 from pipeline.recipe_rollouts import VllmRollouts
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.rollout.vllm import VllmGenerator
+from pipeline.rollout.vllm_http import Access
 from pipeline.rollout.vllm_open import open_vllm
 from pipeline.run import check
 from pipeline.student import Student, load_student
@@ -153,7 +154,7 @@ def student(tmp_path: Path) -> Student:
 def generator(student: Student, tmp_path: Path) -> Iterator[VllmGenerator]:
     rollouts = VllmRollouts.model_validate({"kind": "vllm", "server": started()})
     found = open_vllm(
-        rollouts, student, tokens=CONTEXT, folder=tmp_path / "run", guard=Guard(), world=World(0, 1), say=print
+        rollouts, student, tokens=CONTEXT, folder=tmp_path / "run", access=Access(Guard()), world=World(0, 1), say=print
     )
     yield found
     found.close()

@@ -19,6 +19,7 @@ from pipeline.recipe_rollouts import ServerAt, VllmRollouts
 from pipeline.rollout.drafts import Draft, DraftLog
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.rollout.vllm import VllmGenerator
+from pipeline.rollout.vllm_http import Access
 from pipeline.rollout.vllm_open import open_vllm
 from pipeline.rollout.vllm_wire import BadStreamError, Piece, piece_of, seed_of
 from pipeline.student import Student, load_student
@@ -71,7 +72,7 @@ def generator_of(student: Student, server: EngineServer, folder: Path, **more: A
     )
     assert isinstance(rollouts.server, ServerAt)
     return open_vllm(
-        rollouts, student, tokens=100, folder=folder, guard=Guard(), world=World(0, 1), say=lambda text: None
+        rollouts, student, tokens=100, folder=folder, access=Access(Guard()), world=World(0, 1), say=lambda text: None
     )
 
 
