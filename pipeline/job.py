@@ -30,14 +30,26 @@ from pipeline.prompts import PromptSets, load_prompts, require
 from pipeline.ranks import World
 from pipeline.recipe import Codebase, CodebaseSource, DistillRecipe, NewModel, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name
+from pipeline.recipe_rollouts import VllmRollouts
 from pipeline.remote import Desk
 from pipeline.rollout.protocol import SamplingSettings
+from pipeline.rollout.vllm import VllmGenerator
+from pipeline.rollout.vllm_http import Access
+from pipeline.rollout.vllm_open import open_vllm
 from pipeline.routing import plan_of, routes_of
 from pipeline.run_directory import same_data
 from pipeline.sharding import cut, is_cut
 from pipeline.student import Student, load_student, load_trainable_state
 from pipeline.targets import ANCHOR, build_batch, normaliser
-from pipeline.writers import Writer, products_of, reference_length, reference_writer, student_writer, teacher_writer
+from pipeline.writers import (
+    Writer,
+    generated_writer,
+    products_of,
+    reference_length,
+    reference_writer,
+    student_writer,
+    teacher_writer,
+)
 from teachers.causal_lm import load_tokenizer, render
 from teachers.pool import Pool, build_pool
 from teachers.privileged import Selves
@@ -48,6 +60,8 @@ WRITTEN_TOGETHER = 16  # steps of teachers' answers; a teacher that writes six r
 
 # Of logits held at once. A CPU is as quick with few rows of them; a GPU wants hundreds in a product.
 CHUNK_MEGABYTES = {"cpu": 64, "gpu": 1024}
+LEAST_PROMPT = 64  # tokens that a server has room for: it is tried with a sentence
+
 COUNTED = 65_536  # texts whose tokens are remembered: the same functions belong to many places
 
 
@@ -82,6 +96,7 @@ class Parts:
     pool: Pool
     prompts: PromptSets
     desk: Desk
+    engine: VllmGenerator | None = None  # where the student's answers are written by a server
 
 
 def resolve(job: Job, model: str, what: str = "model") -> str:
@@ -144,7 +159,26 @@ def load_parts(job: Job) -> Parts:
         temperature=recipe.rollout.temperature,
         in_shards=recipe.sharding.teachers and job.world.size > 1,
     )
-    return Parts(student, averages, selves, pool, prompts, desk)
+    return Parts(student, averages, selves, pool, prompts, desk, _engine(job, student))
+
+
+def _engine(job: Job, student: Student) -> VllmGenerator | None:
+    recipe, rollouts = job.recipe, job.recipe.rollout
+    if not isinstance(rollouts, VllmRollouts) or not isinstance(recipe, DistillRecipe):
+        return None
+    if job.in_shards:
+        raise RunError(
+            "rollout.kind: vllm is given whole weights, and the student is in shards; set sharding.student: false"
+        )
+    return open_vllm(
+        rollouts,
+        student,
+        tokens=max(recipe.data.max_prompt_tokens, LEAST_PROMPT) + rollouts.max_new_tokens,
+        folder=job.folder,
+        access=Access(guard_of(recipe)),
+        world=job.world,
+        say=job.display.warn,
+    )
 
 
 def _prompts(job: Job, model_path: str) -> PromptSets:
@@ -254,6 +288,7 @@ def build_loop(job: Job, parts: Parts) -> Loop:
         guards=recipe.guards,
         folder=job.folder,
         display=job.display,
+        elsewhere=parts.engine is not None,
     )
 
 
@@ -295,6 +330,8 @@ def _writing(recipe: SftRecipe | DistillRecipe, parts: Parts) -> tuple[torch.nn.
 
 def _writer(recipe: SftRecipe | DistillRecipe, parts: Parts) -> Writer:
     settings = SamplingSettings.from_recipe(recipe.rollout)
+    if parts.engine is not None:
+        return generated_writer(parts.engine, parts.student.lm, settings, recipe.seed)
     if isinstance(recipe, DistillRecipe):
         return student_writer(parts.student.lm, settings, recipe.seed, products_of(recipe.training))
     if recipe.answers == "teachers":

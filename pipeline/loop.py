@@ -44,6 +44,7 @@ class Loop:
     reference: the weight of supervised rows on the prompts' references, beside the on-policy ones.
     token_limit: completion tokens after which training ends, or None.
     log: is given every line of metrics, once it is on disk: the trackers.
+    elsewhere: the completions are drawn by other code than trains on them, and what that differs by is measured.
     """
 
     data: Data
@@ -70,6 +71,7 @@ class Loop:
     folder: Path
     display: Display
     log: Callable[[Mapping[str, Any]], None] = _nowhere
+    elsewhere: bool = False
 
     def journal(self, attempt: int) -> Path:
         """Where rollouts are recorded after so many roll-backs: none is taken for one of another attempt."""

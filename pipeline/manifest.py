@@ -18,6 +18,8 @@ from pipeline.rollout_file import read_heads, read_rollouts, write_lines
 from pipeline.types import Prompt, Rollout
 from teachers.types import TeacherFailure, Usage
 
+DRAFTS = "drafts"  # the folder of what is still being written (`rollout/drafts.py`)
+
 
 def save_rollouts(folder: Path, step: int, rollouts: Sequence[Rollout]) -> None:
     """Records what was written for `step`, durably."""
@@ -62,6 +64,9 @@ def prune(folder: Path, step: int) -> None:
     """Removes the records of steps up to `step`, whose updates a checkpoint holds."""
     for path in folder.glob("*-*.json*"):
         if int(path.stem.rpartition("-")[2]) <= step:
+            path.unlink()
+    for path in (folder / DRAFTS).glob("step-*.jsonl"):
+        if int(path.name.split("-")[1]) <= step:
             path.unlink()
 
 

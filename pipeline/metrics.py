@@ -25,16 +25,23 @@ LOOPS = 10  # times that an answer which repeats itself can be made smaller; pro
 
 @dataclass
 class Sums:
-    """Running sums of one process over one step: `total[name]` and how many values it came from."""
+    """Running sums of one process over one step: `total[name]` and how many values it came from; and maxima."""
 
     total: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     count: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    most: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, values: Tensor) -> None:
         """Adds the finite entries of `values`: NaN marks what was not measured."""
         finite = values[values.isfinite()].double()
         self.total[name] += float(finite.sum())
         self.count[name] += finite.numel()
+
+    def see(self, name: str, values: Tensor) -> None:
+        """Remembers the largest finite entry."""
+        finite = values[values.isfinite()]
+        if finite.numel():
+            self.most[name] = max(self.most.get(name, float("-inf")), float(finite.max()))
 
     def mean(self, name: str) -> float:
         return self.total[name] / self.count[name]
@@ -47,6 +54,7 @@ def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
     sums.total["nll"] += float(output.nll)
     sums.add("entropy", output.entropy)
     sums.add("logprob", output.label_logprobs)
+    collect_mismatch(sums, output.label_logprobs - batch.sampling_logprobs)
     for index, part in enumerate(batch.parts):
         imitated = (batch.part == index) & (batch.nll_weights != 0)
         sums.add(f"nll/{part}", -output.label_logprobs[imitated])
@@ -68,6 +76,24 @@ def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
             sums.add(f"kl/domain/{batch.domains[index]}", target.divergence[group == index])
 
 
+def collect_mismatch(sums: Sums, difference: Tensor) -> None:
+    """difference (N,): log π − log μ of tokens that μ drew; NaN where the student did not write one. The estimate of
+    KL(μ ‖ π) is the mean of exp(d) − 1 − d, which is never negative (Schulman, "Approximating KL divergence", k3)."""
+    sums.add("mismatch", difference.abs())
+    sums.see("mismatch", difference.abs())
+    sums.add("mismatch kl", difference.double().expm1() - difference.double())
+
+
+def describe_mismatch(sums: Sums) -> dict[str, Any]:
+    """mismatch: between what tokens were drawn with, elsewhere, and what the student gives them now: the mean and the
+    largest |difference| of their log-probabilities, and the KL estimated from them, in nats. Where it writes a step
+    ahead that includes what it has learned since."""
+    if not sums.count.get("mismatch"):
+        return {}
+    kl = sums.mean("mismatch kl")
+    return {"mismatch": {"mean": sums.mean("mismatch"), "largest": sums.most["mismatch"], "kl": kl}}
+
+
 def merge(parts: Sequence[Sums]) -> Sums:
     """The sums of all processes, in rank order."""
     whole = Sums()
@@ -76,6 +102,8 @@ def merge(parts: Sequence[Sums]) -> Sums:
             whole.total[name] += value
         for name, value in part.count.items():
             whole.count[name] += value
+        for name, value in part.most.items():
+            whole.most[name] = max(whole.most.get(name, value), value)
     return whole
 
 

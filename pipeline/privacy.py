@@ -153,6 +153,11 @@ def addresses(config: ProvidedBase) -> tuple[str, ...]:
     return ()
 
 
+def writer_addresses(recipe: RecipeBase) -> tuple[str, ...]:
+    """Where prompts are sent for the student to answer: nowhere unless a server of somebody's writes."""
+    return recipe.rollout.addresses
+
+
 def _is_ours(config: ProvidedBase) -> bool:
     urls = addresses(config)
     return bool(urls) and all(is_loopback(host_of(url)) for url in urls)
@@ -197,6 +202,13 @@ def _leaks(recipe: RecipeBase, private: Sequence[str], where: Where) -> Iterator
     if not private:
         return
     guard, why = guard_of(recipe), ", ".join(private)
+    for url in writer_addresses(recipe):
+        if not guard.may_receive_private(url):
+            host = host_of(url) or url
+            yield (
+                f"{where('rollout', 'server')}: {why} and {host} is not this machine; start the server here, or "
+                f"allow it by privacy.allowed=[{host}]"
+            )
     for name, config in recipe.teachers.items():
         here = where("teachers", name)
         if isinstance(config, PluginTeacher) and config.provider.region != "local":

@@ -18,6 +18,7 @@ from pipeline.recipe_guards import Guards
 from pipeline.recipe_losses import Average, Objective
 from pipeline.recipe_optimizer import AdamW, OptimizerChoice
 from pipeline.recipe_quantize import Quantize
+from pipeline.recipe_rollouts import LocalRollouts, Rollouts
 from pipeline.recipe_values import (
     Fraction,
     Name,
@@ -245,24 +246,6 @@ class Data(Section):
     max_prompt_tokens: Positive = Field(1024, description="a longer prompt is refused before training")
 
 
-class Rollouts(Section):
-    """How the student writes its answers."""
-
-    model_config = example("{max_new_tokens: 1024, samples_per_prompt: 4, rows: 32}")
-
-    kind: Literal["local"] = Field("local", description="in this process")
-    max_new_tokens: Positive = Field(512, description="of an answer; a longer one is cut, and counted as truncated")
-    temperature: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="of sampling, and of all logits in the losses"
-    )
-    top_p: float = Field(1.0, gt=0, le=1, description="1: the whole distribution")
-    top_k: int = Field(0, ge=0, description="0: the whole vocabulary")
-    samples_per_prompt: Positive = Field(1, description="answers to each; grades are compared between them")
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="texts that end an answer")
-    stop_token_ids: tuple[int, ...] = Field((), description="beside the model's own end tokens")
-    rows: Positive = Field(64, description="sequences decoded together; lower it when memory runs out")
-
-
 # ---- training, evaluation ----
 
 
@@ -341,7 +324,7 @@ class RecipeBase(Section):
         description="where prompts come from, and which of them never train",
         examples=["{sources: {math: {kind: dataset, path: openai/gsm8k, config: main}}}"],
     )
-    rollout: Rollouts = Rollouts()
+    rollout: Rollouts = Field(LocalRollouts(), description="how the student writes its answers")
     teachers: dict[Name, TeacherConfig] = Field(default_factory=dict, max_length=MAX_TEACHERS)
     routing: Routing = Field(ByDomain(), description="who is asked about which prompt")
     pool: PoolSettings = PoolSettings()

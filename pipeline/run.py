@@ -32,6 +32,7 @@ from pipeline.recipe import DistillRecipe
 from pipeline.recipe_checks import model_keys
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.report.page import write_report
+from pipeline.rollout.protocol import SamplingSettings
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.sharding import make_accelerator
 from pipeline.tracking import leaks, open_tracking, require_installed
@@ -96,6 +97,8 @@ def _finish(job: Job) -> None:
         stack.callback(parts.desk.close)
         stack.callback(bill.conclude, parts.desk, job.display)
         stack.callback(parts.pool.close)
+        if parts.engine is not None:
+            stack.callback(parts.engine.close)
         _train_and_judge(job, parts)
     if job.world.is_main:
         write_status(job.folder, "finished")
@@ -215,11 +218,14 @@ def _check(
         try:
             _describe_parts(job, parts)
             loop = build_loop(job, parts)
+            _try_engine(job, parts)
             with whole(parts.student, *parts.pool.models):
                 preflight(job, parts, loop, peak_bytes)
             if step:
                 _try_step(job, loop)
         finally:
+            if parts.engine is not None:
+                parts.engine.close()
             parts.pool.close()
             parts.desk.close()
         world.wait()  # the main process's folder is everybody's
@@ -230,6 +236,7 @@ def _describe(loaded: LoadedRecipe, folder: Path, display: Display) -> None:
     rows: list[list[str | float | None]] = [["method", recipe.method], ["output", str(folder)]]
     rows += [[f"prepare {name}", str(inner.path)] for name, inner in loaded.prepared.items()]
     rows += [["student", str(recipe.student.model)], ["tune", recipe.student.tune.kind]]
+    rows += [["rollouts", recipe.rollout.kind]]
     rows += [[f"source {name}", source.kind] for name, source in recipe.data.sources.items()]
     rows += [[f"teacher {name}", config.kind] for name, config in recipe.teachers.items()]
     rows += [["steps", str(recipe.training.steps)], ["prompts per step", str(recipe.training.prompts_per_step)]]
@@ -256,6 +263,14 @@ def _describe_parts(job: Job, parts: Parts) -> None:
         display.note(f"domain {domain}: {len(held_out):,} held-out prompts")
     for note in parts.pool.notes:
         display.note(note)
+
+
+def _try_engine(job: Job, parts: Parts) -> None:
+    """Has a server that is to write take the student's weights. Raises RunError where it cannot."""
+    if parts.engine is not None:
+        parts.engine.follow(SamplingSettings.from_recipe(job.recipe.rollout), job.recipe.seed, 0)
+        apart = f"{parts.engine.apart:.2g} nats per token from the student's own"
+        job.display.note(f"rollouts: {parts.engine.engine.root} follows the student; its log-probabilities are {apart}")
 
 
 def _try_step(job: Job, loop: Loop) -> None:

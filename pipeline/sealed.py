@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RunError
-from pipeline.privacy import addresses, guard_of
+from pipeline.privacy import addresses, guard_of, writer_addresses
 from pipeline.recipe import RecipeBase
 from pipeline.relay import DONE, LISTENER, MAP, stay_outside
 from teachers.config import ProvidedBase
@@ -72,7 +72,7 @@ def _recipes(loaded: LoadedRecipe) -> Iterator[RecipeBase]:
 
 
 def allowed_addresses(recipe: RecipeBase) -> tuple[Address, ...]:
-    """Where this recipe's teachers are, and what it allows by host:port.
+    """Where this recipe's teachers are, and the server that writes, and what it allows by host:port.
 
     Raises RunError for a teacher that would be out of reach, for an address without a port that no teacher is at, and
     for a name: there is nobody inside to ask what it means, and it may come to mean something else.
@@ -88,6 +88,14 @@ def allowed_addresses(recipe: RecipeBase) -> tuple[Address, ...]:
                     f"privacy.allowed=[{host or url}], or leave this teacher out"
                 )
             found.append(_address(host, port))
+    for url in writer_addresses(recipe):
+        host, port = host_of(url), port_of(url)
+        if port is None or not guard.may_receive_private(url):
+            raise RunError(
+                f"rollout.server: privacy.mode: sealed leaves {host or url} out of reach; allow it by "
+                f"privacy.allowed=[{host or url}], or start a server on this machine"
+            )
+        found.append(_address(host, port))
     for entry in recipe.privacy.allowed:
         host, entry_port = parsed(entry)
         if entry_port is not None:

@@ -35,6 +35,7 @@ from pipeline.metrics import (
     describe,
     describe_coverage,
     describe_judged,
+    describe_mismatch,
     describe_repetition,
     describe_rollouts,
     divergence_by,
@@ -140,6 +141,7 @@ def advance(loop: Loop, state: State, flights: Flights) -> State:
         "grad_norm": grad_norm,
         "learning_rate": rate,
     }
+    line |= describe_mismatch(sums) if loop.elsewhere else {}
     line |= {"attempt": state.attempt} if state.attempt else {}
     line |= {"balance": dict(state.watch.balance)} if state.watch.balance else {}
     watch, raised = loop.world.gather(look(loop.guards, state.watch, line))[0]
@@ -338,6 +340,8 @@ def _numbers_that_matter(line: Mapping[str, Any]) -> dict[str, float]:
     for name, by_domain in (("kl", line["kl"]["domain"]), ("score", line["score"])):
         if by_domain:
             numbers[name] = sum(by_domain.values()) / len(by_domain)
+    if found := line.get("mismatch"):
+        numbers |= {"mismatch": found["mean"]}
     return numbers | {"length": line["length"]["mean"], "truncated": line["truncated"], "lr": line["learning_rate"]}
 
 

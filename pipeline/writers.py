@@ -16,7 +16,7 @@ from pipeline.errors import DataError
 from pipeline.prompts import beginning
 from pipeline.recipe import Training
 from pipeline.rollout.local import LocalGenerator
-from pipeline.rollout.protocol import OnFinished, SamplingSettings
+from pipeline.rollout.protocol import Generator, OnFinished, SamplingSettings
 from pipeline.types import Prompt, Rollout
 from teachers.alignment import answer_end
 from teachers.causal_lm import CausalLM, render
@@ -53,7 +53,11 @@ def products_of(training: Training) -> torch.dtype | None:
 
 def student_writer(lm: CausalLM, settings: SamplingSettings, seed: int, products: torch.dtype | None = None) -> Writer:
     """The student samples `settings.samples_per_prompt` answers to each prompt. products: see `LocalGenerator`."""
-    generator = LocalGenerator(lm, products)
+    return generated_writer(LocalGenerator(lm, products), lm, settings, seed)
+
+
+def generated_writer(generator: Generator, lm: CausalLM, settings: SamplingSettings, seed: int) -> Writer:
+    """The same by any generator."""
 
     def write(
         prompts: Sequence[Prompt],

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import DataError, NotFinite
+from pipeline.errors import NotFinite
 from pipeline.rollout.decoding import Engine
 from pipeline.rollout.lean import engine_for
-from pipeline.rollout.protocol import OnFinished, SamplingSettings
+from pipeline.rollout.protocol import OnFinished, SamplingSettings, require_room
 from pipeline.rollout.sampling import sample, uniforms
 from pipeline.rollout.segments import ThinkTags, segment, think_tags
-from pipeline.rollout.stopping import Finish, Stopping
+from pipeline.rollout.stopping import Finish, Stopping, stopping_of
 from pipeline.types import Prompt, Rollout
 from teachers.caching import eval_mode
 from teachers.causal_lm import CausalLM
@@ -78,7 +78,7 @@ class LocalGenerator:
             NotFinite: the model's logits are not finite numbers.
         """
         for prompt, prompt_ids in prompts:
-            _check_length(prompt, prompt_ids, settings, self.lm.context)
+            require_room(prompt, prompt_ids, settings, self.lm.context)
         rows = [
             _Row(place, prompt, tuple(prompt_ids), sample_index)
             for place, (prompt, prompt_ids) in enumerate(prompts)
@@ -172,16 +172,6 @@ def _groups(rows: Sequence[_Row], limit: int, mixed_lengths: bool) -> Iterator[l
             yield members[index * len(members) // count : (index + 1) * len(members) // count]
 
 
-def stopping_of(lm: CausalLM, settings: SamplingSettings) -> Stopping:
-    """When a completion of this model ends."""
-
-    def decode(token_ids: Sequence[int]) -> str:
-        text: str = lm.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
-    return Stopping(lm.end_ids, frozenset(settings.stop_token_ids), settings.stop, settings.max_new_tokens, decode)
-
-
 def _rollout(row: _Row, draft: _Draft, tags: ThinkTags | None, policy_version: int) -> Rollout:
     assert draft.finish is not None
     model, sampling = tuple(draft.model_logprobs), tuple(draft.sampling_logprobs)
@@ -195,14 +185,3 @@ def _rollout(row: _Row, draft: _Draft, tags: ThinkTags | None, policy_version: i
         sampling_logprobs=model if sampling == model else sampling,  # 32 bytes a token, where one object will do
         policy_versions=(policy_version,) * len(draft.token_ids),
     )
-
-
-def _check_length(prompt: Prompt, prompt_ids: Sequence[int], settings: SamplingSettings, context: int) -> None:
-    if not prompt_ids:
-        raise DataError(f"source {prompt.source}: prompt {prompt.prompt_id} is empty: there is no token to continue")
-    if len(prompt_ids) + settings.max_new_tokens > context:
-        raise DataError(
-            f"source {prompt.source}: prompt {prompt.prompt_id} has {len(prompt_ids)} tokens, and with "
-            f"{settings.max_new_tokens} new ones passes the model's context of {context}; "
-            "lower data.max_prompt_tokens or rollout.max_new_tokens"
-        )

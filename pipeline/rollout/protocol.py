@@ -6,10 +6,11 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
-from pipeline.recipe import Rollouts
+from pipeline.errors import DataError
+from pipeline.recipe_rollouts import Sampling
 from pipeline.types import Prompt, Rollout
 
 OnFinished = Callable[[Sequence[Rollout]], None]
@@ -36,8 +37,8 @@ class SamplingSettings:
     rows: int = 64
 
     @classmethod
-    def from_recipe(cls, rollouts: Rollouts) -> SamplingSettings:
-        return cls(**rollouts.model_dump(exclude={"kind"}))
+    def from_recipe(cls, rollouts: Sampling) -> SamplingSettings:
+        return cls(**{field.name: getattr(rollouts, field.name) for field in fields(cls)})
 
 
 class Generator(Protocol):
@@ -68,3 +69,15 @@ class Generator(Protocol):
             DataError: a prompt is empty, or leaves no room for `max_new_tokens` in the model's context.
         """
         ...
+
+
+def require_room(prompt: Prompt, prompt_ids: Sequence[int], settings: SamplingSettings, context: int) -> None:
+    """Raises DataError for a prompt that is empty, or leaves no room for its answer."""
+    if not prompt_ids:
+        raise DataError(f"source {prompt.source}: prompt {prompt.prompt_id} is empty: there is no token to continue")
+    if len(prompt_ids) + settings.max_new_tokens > context:
+        raise DataError(
+            f"source {prompt.source}: prompt {prompt.prompt_id} has {len(prompt_ids)} tokens, and with "
+            f"{settings.max_new_tokens} new ones passes the model's context of {context}; "
+            "lower data.max_prompt_tokens or rollout.max_new_tokens"
+        )

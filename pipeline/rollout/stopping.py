@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline.rollout.protocol import SamplingSettings
 from teachers.types import FinishReason
+
+if TYPE_CHECKING:
+    from teachers.causal_lm import CausalLM
 
 _LONGEST_CHARACTER = 4  # bytes of UTF-8
 
@@ -56,3 +60,13 @@ class Stopping:
             if "\ufffd" not in text:
                 break
         return None
+
+
+def stopping_of(lm: CausalLM, settings: SamplingSettings) -> Stopping:
+    """When a completion of this model ends."""
+
+    def decode(token_ids: Sequence[int]) -> str:
+        text: str = lm.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    return Stopping(lm.end_ids, frozenset(settings.stop_token_ids), settings.stop, settings.max_new_tokens, decode)

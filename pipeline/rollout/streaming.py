@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline.rollout.decoding import Engine
-from pipeline.rollout.local import stopping_of
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.rollout.sampling import sample, uniforms
+from pipeline.rollout.stopping import stopping_of
 from teachers.caching import eval_mode
 from teachers.causal_lm import CausalLM
 from teachers.types import FinishReason

@@ -68,6 +68,15 @@ def test_a_private_source_and_a_teacher_elsewhere_are_named_in_one_line(tmp_path
     assert found(recipe(tmp_path, public(), far=chat(), near=chat(NEAR))).problems == ()
 
 
+def test_a_server_that_writes_the_answers_is_shown_the_prompts_too(tmp_path: Path) -> None:
+    far = {"rollout.kind": "vllm", "rollout.server": "http://192.0.2.7:8000/v1"}
+    (problem,) = found(recipe(tmp_path, far, near=chat(NEAR))).problems
+    assert "rollout.server: data.sources.notes is private and 192.0.2.7 is not this machine" in problem
+    for server in ("start", "http://127.0.0.1:8000/v1"):
+        assert not found(recipe(tmp_path, {**far, "rollout.server": server}, near=chat(NEAR))).problems
+    assert not found(recipe(tmp_path, {**far, "privacy.allowed": ["192.0.2.7"]}, near=chat(NEAR))).problems
+
+
 @pytest.mark.parametrize("allowed", ["192.0.2.7", "192.0.2.7:8000"])
 def test_an_address_that_is_allowed_by_name_is_not_refused(tmp_path: Path, allowed: str) -> None:
     assert found(recipe(tmp_path, {"privacy.allowed": [allowed]}, far=chat())).problems == ()

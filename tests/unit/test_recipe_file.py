@@ -151,6 +151,25 @@ MISTAKES = {
         "7: data.sources.sorting.checker",
         ["numeric", "checks.py:judge"],
     ),
+    "who writes": ("training:", "rollout: {kind: vlm}\ntraining:", "12: rollout.kind", ["did you mean vllm?"]),
+    "a server that is nowhere": (
+        "training:",
+        "rollout: {kind: vllm}\ntraining:",
+        "12: rollout.server",
+        ["missing"],
+    ),
+    "a server without an address": (
+        "training:",
+        "rollout: {kind: vllm, server: {kind: at}}\ntraining:",
+        "12: rollout.server.url",
+        ["missing"],
+    ),
+    "a key of the other kind": (
+        "training:",
+        "rollout: {silence: 3}\ntraining:",
+        "12: rollout.silence",
+        [],
+    ),
     "list": ("training:", "rollout: {stop: abc}\ntraining:", "12: rollout.stop", ["list"]),
     "list item": ("training:", "compare: [averages]\ntraining:", "12: compare.0", ["parameter_average"]),
     "too many in a list": (
@@ -510,6 +529,24 @@ def test_a_resolved_recipe_reads_back_equal(tmp_path: Path, monkeypatch: pytest.
     assert again.data == loaded.data
     assert list(again.data["data"]["sources"]) == ["sorting", "division"]
     assert again.data["training"]["optimizer"]["betas"] == [0.9, 0.95]  # a default, spelled out
+
+
+@pytest.mark.parametrize(
+    ("server", "meant"),
+    [
+        ("start", {"kind": "start"}),
+        ("http://10.0.0.5:8000/v1", {"kind": "at", "url": "http://10.0.0.5:8000/v1"}),
+        ("{kind: start, python: /opt/bin/python, flags: [--enforce-eager], environment: {A: '1'}}", {"kind": "start"}),
+    ],
+)
+def test_a_server_that_writes(server: str, meant: dict[str, str], tmp_path: Path) -> None:
+    text = GOOD.replace("training:", f"rollout: {{kind: vllm, server: {server}, stop: [x]}}\ntraining:", 1)
+    loaded = load_recipe(write(text))
+    found = loaded.recipe.rollout.model_dump()
+    assert found["kind"] == "vllm"
+    assert meant.items() <= found["server"].items()
+    dump_resolved(loaded.recipe, tmp_path / "runs/x/recipe.yaml")
+    assert load_recipe(tmp_path / "runs/x/recipe.yaml").recipe == loaded.recipe
 
 
 def test_anchors_and_merges_are_plain_yaml() -> None:

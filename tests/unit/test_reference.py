@@ -90,6 +90,7 @@ HOSTS: list[dict[str, Any]] = [  # where an example of a section within a sectio
     {"data": {"sources": {"mine": DATASET}}, "routing": {"kind": "all"}},
     {"source": {"path": "."}, "routing": {"kind": "all"}},
     {"student": {"model": {"layers": 1}}},
+    {"rollout": {"kind": "vllm", "max_new_tokens": 4}, "routing": {"kind": "all"}},
     {
         "teachers": {"mine": {"kind": "program"}},
         "routing": {"kind": "all"},

@@ -1,0 +1,222 @@
+"""The student's answers by a real vLLM server on the CPU: it follows LoRA and full training, and dies in between.
+
+Needs the environment that `.ci/vllm` makes, named by TUTELAGE_VLLM_PYTHON. Skipped without it, but never in CI.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from pipeline import recipe
+from pipeline.display import Display
+from pipeline.files import read_lines
+from pipeline.ranks import World
+from pipeline.recipe_file import load_recipe
+from pipeline.recipe_rollouts import VllmRollouts
+from pipeline.rollout.protocol import SamplingSettings
+from pipeline.rollout.vllm import VllmGenerator
+from pipeline.rollout.vllm_http import Access
+from pipeline.rollout.vllm_open import open_vllm
+from pipeline.run import check
+from pipeline.student import Student, load_student
+from pipeline.types import Prompt, Rollout
+from teachers.guard import Guard
+from teachers.types import RawText
+from tests.exported import save_base
+from tests.runs import DOMAINS, Settings, changed, distill_settings, run_here, write_recipe
+from tests.servers.vllm import vllm_python, vllm_server
+
+CONTEXT = 256
+STEPS = 12
+SAME = 2e-4  # nats: fp32 on both sides
+KILLED_AFTER = 60  # tokens of all completions together
+
+
+def started() -> dict[str, Any]:
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {"kind": "start", "python": vllm_python(), "flags": ["--enforce-eager"], "environment": environment}
+
+
+def settings_of(folder: Path, tune: str) -> Settings:
+    """A student whose attention vLLM knows, and two teachers of random weights."""
+    settings = distill_settings(folder)
+    paths = {name: save_base(folder / name) for name in ("student", *DOMAINS)}
+    for seed, domain in enumerate(DOMAINS, start=1):
+        shift_weights(Path(paths[domain]), seed)
+    changes = {
+        "student": {"model": paths["student"], "tune": tune},
+        "rollout": {"max_new_tokens": 12, "rows": 8},
+        "training.steps": STEPS,
+        "training.prompts_per_step": 8,
+        "training.tokens_per_forward": 600,
+        "training.learning_rate": 1e-2 if tune == "lora" else 2e-3,
+        "training.checkpoint_every": STEPS,
+        "data.held_out": 2,
+        "data.sources": {domain: {"kind": "tasks", "task": domain, "count": 200} for domain in DOMAINS},
+    }
+    for domain in DOMAINS:
+        changes[f"teachers.{domain}.model"] = paths[domain]
+    return changed(settings, changes)
+
+
+def shift_weights(folder: Path, seed: int) -> None:
+    """Makes a model another one, in its folder."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=draws)
+    model.save_pretrained(folder)
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return list(read_lines(run / "metrics.jsonl"))
+
+
+def kl_of(line: dict[str, Any]) -> float:
+    return sum(line["kl"]["domain"].values()) / len(line["kl"]["domain"])
+
+
+def agrees(by_server: Path, in_process: Path) -> None:
+    """Both learn, and at every step as much: what is left differs by less than the draws of 96 tokens make it."""
+    server, local = lines_of(by_server), lines_of(in_process)
+    assert len(server) == len(local) == STEPS
+    assert all(line["mismatch"]["largest"] < SAME for line in server), [line["mismatch"] for line in server]
+    assert all(0 <= line["mismatch"]["kl"] < 1e-6 for line in server)
+    assert not any("mismatch" in line for line in local)
+    first = kl_of(local[0])
+    for ours, theirs in zip(server, local, strict=True):
+        assert abs(kl_of(ours) - kl_of(theirs)) < 0.25 * first
+    last = [sum(kl_of(line) for line in lines[-3:]) / 3 for lines in (server, local)]
+    assert max(last) < 0.7 * first
+    assert abs(last[0] - last[1]) < 0.1 * first
+
+
+def checked(path: Path) -> str:
+    """What `tutelage check` says of a recipe."""
+    console = Console(file=io.StringIO(), width=500)
+    check(load_recipe(path), offline=False, step=False, display=Display(console))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+# ---- LoRA, on a server that is there ----
+
+
+def test_lora_learns_as_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(tmp_path, "lora")
+    local = run_here(write_recipe(tmp_path / "local.yaml", {**settings, "output": str(tmp_path / "local")}))
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    flags = ("--enable-lora", "--max-lora-rank", "32")
+    with vllm_server(vllm_python(), settings["student"]["model"], tmp_path / "log", *flags) as url:
+        served = changed(settings, {"rollout.kind": "vllm", "rollout.server": url})
+        path = write_recipe(tmp_path / "served.yaml", served)
+        assert f"{url.removesuffix('/v1')} follows the student; its log-probabilities are" in checked(path)
+        run = run_here(path)
+    agrees(run, local)
+    assert not list((run / "engine").iterdir())
+
+
+# ---- all weights, on a server that the run starts ----
+
+
+def test_full_tuning_learns_as_in_process(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "full")
+    local = run_here(write_recipe(tmp_path / "local.yaml", {**settings, "output": str(tmp_path / "local")}))
+    served = changed(settings, {"rollout.kind": "vllm", "rollout.server": started()})
+    run = run_here(write_recipe(tmp_path / "served.yaml", served))
+    agrees(run, local)
+
+
+# ---- and dies ----
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Student:
+    path = save_base(tmp_path / "student")
+    config = recipe.Student.model_validate({"model": path})
+    return load_student(config, model_path=path, seed=0, chunk_bytes=10**6, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def generator(student: Student, tmp_path: Path) -> Iterator[VllmGenerator]:
+    rollouts = VllmRollouts.model_validate({"kind": "vllm", "server": started()})
+    found = open_vllm(
+        rollouts, student, tokens=CONTEXT, folder=tmp_path / "run", access=Access(Guard()), world=World(0, 1), say=print
+    )
+    yield found
+    found.close()
+
+
+def scored(student: Student, rollout: Rollout) -> list[float]:
+    ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
+    with torch.no_grad():
+        logits = student.lm.model(input_ids=ids).logits[0, len(rollout.prompt_ids) - 1 : -1].double()
+    return [float(row[token]) for row, token in zip(logits.log_softmax(-1), rollout.completion_ids, strict=True)]
+
+
+class Killer(threading.Thread):
+    """Kills the server once so many tokens are on disk; `left`: what was there when it was dead."""
+
+    def __init__(self, generator: VllmGenerator, log: Path) -> None:
+        super().__init__(daemon=True)
+        self.generator, self.log, self.left = generator, log, dict[str, list[int]]()
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.001):
+            written = list(read_lines(self.log))
+            process = self.generator.engine.process
+            if len(written) < KILLED_AFTER or process is None or process._process is None:
+                continue
+            os.killpg(process._process.pid, signal.SIGKILL)
+            for line in written:
+                self.left.setdefault(line["id"], []).extend(line["ids"])
+            return
+
+
+def test_killed_in_the_middle_it_goes_on_from_its_tokens(
+    student: Student, generator: VllmGenerator, tmp_path: Path
+) -> None:
+    prompts = [Prompt(f"p{n}", "s", "d", RawText(f"What is {n}? ")) for n in range(4)]
+    asked = [(prompt, tuple(student.lm.tokenizer.encode(prompt.conversation.text))) for prompt in prompts]  # type: ignore[union-attr]
+    settings = SamplingSettings(max_new_tokens=160, rows=4)
+    with torch.no_grad():
+        student.lm.model.get_input_embeddings().weight[: student.lm.vocab_size] *= 1.5  # not what it was loaded from
+    killer = Killer(generator, generator.drafts / "step-000007-3-0.jsonl")
+    killer.start()
+    try:
+        rollouts = generator.generate(asked, settings, seed=3, step=7, policy_version=6)
+    finally:
+        killer.over.set()
+        killer.join()
+    assert generator.engine.process is not None
+    assert generator.engine.process.started == 2, "it was killed too late: nothing was left to write"
+    assert sum(map(len, killer.left.values())) >= KILLED_AFTER
+    for rollout in rollouts:
+        before = tuple(killer.left.get(rollout.rollout_id, ()))
+        assert rollout.completion_ids[: len(before)] == before
+        assert rollout.policy_versions == (6,) * len(rollout.completion_ids)
+        # Its weights are the student's again, not those that it was first started with.
+        assert rollout.sampling_logprobs == pytest.approx(scored(student, rollout), abs=SAME)
+    assert any(0 < len(tokens) < 160 for tokens in killer.left.values())
+
+    # The next version reaches the same server, its head too, which a tied model shares with the embedding.
+    with torch.no_grad():
+        student.lm.model.get_input_embeddings().weight[: student.lm.vocab_size] *= 0.5
+    short = SamplingSettings(max_new_tokens=10, rows=4)
+    for rollout in generator.generate(asked, short, seed=3, step=8, policy_version=7):
+        assert rollout.sampling_logprobs == pytest.approx(scored(student, rollout), abs=SAME)
+    assert generator.engine.process.started == 2
