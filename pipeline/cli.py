@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -360,6 +361,8 @@ def set_environment(threads: int, *, offline: bool) -> None:
         quiet |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    for name in ("torchao", "torch.utils._pytree"):  # the first says which of its kernels are for other machines
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _set_up(threads: int) -> None:

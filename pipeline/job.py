@@ -57,11 +57,9 @@ from teachers.tools import Tools
 from teachers.types import Conversation
 
 WRITTEN_TOGETHER = 16  # steps of teachers' answers; a teacher that writes six rows at a time takes as long as for fifty
-
 # Of logits held at once. A CPU is as quick with few rows of them; a GPU wants hundreds in a product.
 CHUNK_MEGABYTES = {"cpu": 64, "gpu": 1024}
 LEAST_PROMPT = 64  # tokens that a server has room for: it is tried with a sentence
-
 COUNTED = 65_536  # texts whose tokens are remembered: the same functions belong to many places
 
 
