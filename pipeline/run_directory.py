@@ -17,7 +17,7 @@ engine.log         what a server that writes rollouts said; engine/: the weights
 prepared/          the runs this one needed first; compare/ those it is compared with
 initial/           a new student before training
 evaluations/       each model's scores and answers; evaluation.json: all of them, side by side
-model/ adapter/    the result, as transformers and peft read it, each with a card
+model/ adapter/ quantized/    the result, as transformers and peft read it, each with a card
 export/            what was exported later
 report.html        all of it as one page
 

@@ -9,10 +9,9 @@ from pipeline.display import Display
 from pipeline.errors import RunError
 from pipeline.export.card import HERE, write_card
 from pipeline.export.folders import EXPORTS, require_place, write_folder
-from pipeline.export.form import SHARD, Dtype, Form, Kind, shard_size
+from pipeline.export.form import SHARD, Dtype, Form, Kind, missing_kind, shard_size
 from pipeline.export.origin import origin_of
 from pipeline.export.push import open_target, upload
-from pipeline.export.weights import missing_kind
 from pipeline.opened_run import device_here, moment_of, open_student
 from pipeline.recorded import RecordedRun
 

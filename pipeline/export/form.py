@@ -33,3 +33,12 @@ def shard_size(text: str) -> str:
     if match is None or not 0 < gigabytes <= LARGEST_SHARD:
         raise RunError(f"--shard {text}: write a size such as 5GB or 500MB, of at most {LARGEST_SHARD:.0f}GB")
     return f"{match[1]}{match[2].upper()}"
+
+
+def missing_kind(kind: Kind) -> str:
+    """What is said where a student is not of that kind."""
+    if kind == "adapter":
+        return "a student that was trained with tune: full has no adapter; export it with --kind model"
+    return (
+        "only a student that was trained with tune: full and student.quantize is quantized; export it with --kind model"
+    )

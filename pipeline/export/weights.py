@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.errors import ModelError, RunError
-from pipeline.export.form import Form, Kind
+from pipeline.export.form import Form, Kind, missing_kind
 from pipeline.export.quantized import packed_state, save_packed
 from pipeline.student import ADAPTER, Student
 from teachers.causal_lm import CausalLM, unwrapped
@@ -53,15 +53,6 @@ def write_weights(student: Student, folder: Path, form: Form, stop_ids: Sequence
         _write_model(student, folder, form)
     generation_config(student.lm, stop_ids).save_pretrained(folder)
     student.lm.tokenizer.save_pretrained(folder)
-
-
-def missing_kind(kind: Kind) -> str:
-    """What is said where a student is not of that kind."""
-    if kind == "adapter":
-        return "a student that was trained with tune: full has no adapter; export it with --kind model"
-    return (
-        "only a student that was trained with tune: full and student.quantize is quantized; export it with --kind model"
-    )
 
 
 def _write_quantized(student: Student, folder: Path, form: Form) -> None:

@@ -49,13 +49,13 @@ class Codes:
 
     def values(self) -> Tensor:
         """(…, I) fp32: what an engine multiplies with."""
-        groups = self.elements.unflatten(-1, (-1, self.grid.size))
+        groups = self.elements.reshape(*self.scales.shape, self.grid.size)
         return (groups * (self.scales * self.grid.outer).unsqueeze(-1)).flatten(-2)
 
 
 def encoded(weight: Tensor, grid: Grid) -> Codes:
     """(…, I) -> the nearest numbers of the grid, under scales that the largest of each group sets."""
-    groups = weight.float().unflatten(-1, (-1, grid.size))
+    groups = weight.float().reshape(*weight.shape[:-1], -1, grid.size)
     largest = groups.abs().amax(-1)
     scales = _scales(largest, grid)
     scaled = groups * (1 / grid.outer / scales).unsqueeze(-1)

@@ -34,7 +34,7 @@ def packed_matrix(elements: Tensor, scales: Tensor, grid: Grid, dtype: torch.dty
 
 def packed_experts(codes: Codes) -> dict[str, Tensor]:
     """gpt-oss's layout of (E, out, in) MXFP4: blocks (E, out, in / 32, 16) and scales (E, out, in / 32), by suffix."""
-    blocks = _pairs(_e2m1_codes(codes.elements)).unflatten(-1, (-1, codes.grid.size // 2))
+    blocks = _pairs(_e2m1_codes(codes.elements)).reshape(*codes.scales.shape, codes.grid.size // 2)
     return {"_blocks": blocks, "_scales": _e8m0(codes.scales)}
 
 
