@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pipeline.recipe import DistillRecipe, LoraTuning, SftRecipe
+from pipeline.recipe_losses import chunk_bytes
 from teachers.causal_lm import decoder
 from teachers.shards import layers_of
 
@@ -197,9 +198,10 @@ def _kept(model: nn.Module, vocab: int, tokens: int) -> int:
 
 
 def footprint(
-    recipe: SftRecipe | DistillRecipe, student: Shape, teachers: Iterable[Shape], processes: int
+    recipe: SftRecipe | DistillRecipe, student: Shape, teachers: Iterable[Shape], processes: int, *, gpu: bool = False
 ) -> Footprint:
-    """What one of `processes` holds. Activations and caches are counted as full as the recipe lets them be."""
+    """What one of `processes` holds, on a GPU or a CPU. Activations and caches are counted as full as the recipe lets
+    them be."""
     teachers = list(teachers)
     cut = processes if recipe.sharding.student else 1
     half = student.trained_item < 4
@@ -212,7 +214,7 @@ def footprint(
     if recipe.student.gradient_checkpointing:
         saved = student.layers * student.hidden * student.item + one
     activations = tokens * saved * (0.6 if bf16 and student.item == 4 else 1.0)
-    chunk = (recipe.objective.chunk_megabytes if isinstance(recipe, DistillRecipe) else 64) << 20
+    chunk = chunk_bytes(recipe.objective if isinstance(recipe, DistillRecipe) else None, gpu=gpu)
     gathered = 0.0
     if cut > 1:
         whole_layer, reduced = 2 * student.layer * student.item, student.trained_layer * (student.trained_item + 4)

@@ -190,8 +190,8 @@ class _Student:
                 real.addmm_(gradient.T, scaled)
             else:  # a part of the matrix at a time: the product in the other dtype is not as large as the head
                 for first in range(0, len(real), _HEAD_ROWS):
-                    part = slice(first, first + _HEAD_ROWS)
-                    real[part].add_(torch.mm(gradient[:, part].T, scaled))
+                    rows = slice(first, first + _HEAD_ROWS)
+                    real[rows].add_(torch.mm(gradient[:, rows].T, scaled))
 
     def pull(self) -> Tensor:
         """(N,) the norm of each token's gradient; before backward, which multiplies gradients in place."""

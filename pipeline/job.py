@@ -30,6 +30,7 @@ from pipeline.prompts import PromptSets, load_prompts, require
 from pipeline.ranks import World
 from pipeline.recipe import Codebase, CodebaseSource, DistillRecipe, NewModel, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name
+from pipeline.recipe_losses import chunk_bytes
 from pipeline.recipe_rollouts import VllmRollouts
 from pipeline.remote import Desk
 from pipeline.rollout.protocol import SamplingSettings
@@ -39,7 +40,8 @@ from pipeline.rollout.vllm_open import open_vllm
 from pipeline.routing import plan_of, routes_of
 from pipeline.run_directory import same_data
 from pipeline.sharding import cut, is_cut
-from pipeline.student import Student, load_student, load_trainable_state
+from pipeline.student import Student, load_student
+from pipeline.student_state import load_trainable_state
 from pipeline.targets import ANCHOR, build_batch, normaliser
 from pipeline.writers import (
     Writer,
@@ -57,8 +59,6 @@ from teachers.tools import Tools
 from teachers.types import Conversation
 
 WRITTEN_TOGETHER = 16  # steps of teachers' answers; a teacher that writes six rows at a time takes as long as for fifty
-# Of logits held at once. A CPU is as quick with few rows of them; a GPU wants hundreds in a product.
-CHUNK_MEGABYTES = {"cpu": 64, "gpu": 1024}
 LEAST_PROMPT = 64  # tokens that a server has room for: it is tried with a sentence
 COUNTED = 65_536  # texts whose tokens are remembered: the same functions belong to many places
 
@@ -120,12 +120,12 @@ def load_parts(job: Job) -> Parts:
     if job.world.is_main:
         same_data(job.folder, prompts.fingerprint)
     device = job.accelerator.device
-    chunk = recipe.objective.chunk_megabytes if isinstance(recipe, DistillRecipe) else None
+    objective = recipe.objective if isinstance(recipe, DistillRecipe) else None
     student = load_student(
         recipe.student,
         model_path=model_path,
         seed=recipe.seed,
-        chunk_bytes=(chunk or CHUNK_MEGABYTES["cpu" if device.type == "cpu" else "gpu"]) << 20,
+        chunk_bytes=chunk_bytes(objective, gpu=device.type != "cpu"),
         device=device,
         in_shards=job.in_shards,
         products=products_of(recipe.training) if job.in_shards else None,

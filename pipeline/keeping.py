@@ -19,7 +19,7 @@ from pipeline.guards import Finding
 from pipeline.lookout import Alarm, Raised, rolled_back
 from pipeline.loop import Loop, State
 from pipeline.run_directory import cut_to
-from pipeline.student import load_trainable_state, optimizer_state, trainable_state
+from pipeline.student_state import load_trainable_state, optimizer_state, trainable_state
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoint

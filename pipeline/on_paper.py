@@ -32,7 +32,7 @@ def show(loaded: LoadedRecipe, processes: int, gpu: str, display: Display) -> No
     student = shape_of(_config(recipe), recipe.student.dtype, recipe.student.tune)
     teachers = list(_teachers(recipe).values())
     numbers = dict.fromkeys((1, processes))
-    found = {count: footprint(recipe, student, teachers, count) for count in numbers}
+    found = {count: footprint(recipe, student, teachers, count, gpu=True) for count in numbers}
     display.table("GB in one process, on paper", list(COLUMNS), list(table(found)))
     for count in numbers:
         taken = seconds(recipe, student, teachers, count, SPEEDS[gpu])

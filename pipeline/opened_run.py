@@ -13,7 +13,8 @@ from pipeline.checkpoint import list_checkpoints, load_weights
 from pipeline.errors import RunError
 from pipeline.recipe import FullTuning, NewModel
 from pipeline.recorded import RecordedRun
-from pipeline.student import Student, load_student, load_trainable_state
+from pipeline.student import Student, load_student
+from pipeline.student_state import load_trainable_state
 from teachers.causal_lm import CausalLM, load_causal_lm
 from teachers.scoring import Running
 from teachers.switching import adapters_disabled, is_adapted

@@ -10,6 +10,9 @@ from pipeline.recipe_values import Fraction, Positive, named
 from pipeline.types import Divergence, Losses
 from teachers.config import Section, example
 
+# Megabytes of logits. A CPU is as quick with few rows of them; a GPU wants hundreds in a product.
+CHUNK, CHUNK_GPU = 64, 1024
+
 RATIO = "the student over what sampled the token; a token with a ratio outside the two trains nothing"
 
 
@@ -184,7 +187,8 @@ class Objective(Section):
     anchor: float = Field(0.0, ge=0, description="weight of reverse KL to the initial student")
     reference: float = Field(0.0, ge=0, description="weight of supervised loss on the prompts' references")
     chunk_megabytes: Positive | None = Field(
-        None, description="logits held at once; 64 on a CPU, 1024 on a GPU; lower it when memory runs out"
+        None,
+        description=f"logits held at once; {CHUNK} on a CPU, {CHUNK_GPU} on a GPU; lower it when memory runs out",
     )
 
     def as_divergence(self) -> Divergence:
@@ -194,3 +198,9 @@ class Objective(Section):
         """What each kind of distribution is taught with."""
         sampled = Divergence("policy_gradient", **self.sampled.model_dump())
         return Losses(self.as_divergence(), Divergence(**self.top_k.model_dump()), sampled)
+
+
+def chunk_bytes(objective: Objective | None, *, gpu: bool) -> int:
+    """Of logits held at once. objective: None for supervised training."""
+    given = None if objective is None else objective.chunk_megabytes
+    return (given or (CHUNK_GPU if gpu else CHUNK)) << 20

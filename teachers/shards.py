@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The blocks that a causal LM repeats, peft's layers in them: the longest list of modules in its body."""
-    lists = [child for child in decoder(model).children() if isinstance(child, nn.ModuleList)]
-    return list(max(lists, key=len, default=nn.ModuleList()))
+    lists = [list(child) for child in decoder(model).children() if isinstance(child, nn.ModuleList)]
+    return max(lists, key=len, default=[])
 
 
 def shard_layers(model: nn.Module) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 from pipeline import recipe
 from pipeline.activations import moved_to_memory, split_mlps
 from pipeline.errors import ModelError, RunError
-from pipeline.job import make_accelerator
 from pipeline.recipe_file import load_recipe
+from pipeline.sharding import make_accelerator
 from pipeline.student import load_student
 from tests.integration.test_student import LENGTHS, MODES, assert_same, batch_of, gradients, student_of
 from tests.models import ALL_ARCHITECTURES, Architecture, save_tiny, tiny_model

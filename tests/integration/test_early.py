@@ -22,7 +22,7 @@ from pipeline.judgments import Baselines
 from pipeline.loop import State
 from pipeline.mixing import MixState
 from pipeline.ranks import T, World
-from pipeline.student import trainable_state
+from pipeline.student_state import trainable_state
 from pipeline.trainer import advance
 from pipeline.types import Rollout
 from teachers.journal import FILE

@@ -25,7 +25,8 @@ from pipeline.optim import build_optimizer
 from pipeline.quantize.grids import encoded
 from pipeline.rollout.local import LocalGenerator
 from pipeline.rollout.protocol import SamplingSettings
-from pipeline.student import Student, load_student, load_trainable_state, trainable_state
+from pipeline.student import Student, load_student
+from pipeline.student_state import load_trainable_state, trainable_state
 from pipeline.types import Prompt
 from teachers.types import RawText
 from tests.models import CONTEXT, save_tiny, tiny_tokenizer
@@ -171,7 +172,7 @@ def test_rollouts_are_written_by_the_quantized_weights(case: str, folders: dict[
     prompts = [
         (Prompt(f"p{n}", "source", "domain", RawText("text")), tuple(tokens(n, 1, 6)[0].tolist())) for n in range(3)
     ]
-    settings = SamplingSettings.from_recipe(recipe.Rollouts(max_new_tokens=12))
+    settings = SamplingSettings.from_recipe(recipe.LocalRollouts(max_new_tokens=12))
     written = LocalGenerator(student.lm).generate(prompts, settings, seed=0, step=0, policy_version=0)
     weights = fake_quantized(student, dict(plain.named_parameters()))
     far = 0.0

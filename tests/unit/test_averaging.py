@@ -14,7 +14,8 @@ from pipeline import checkpoint as checkpoints
 from pipeline import recipe
 from pipeline.averaging import Averages, MovingAverage, averages_of, selves_of
 from pipeline.errors import RunError
-from pipeline.student import Student, load_student, load_trainable_state, trainable_state
+from pipeline.student import Student, load_student
+from pipeline.student_state import load_trainable_state, trainable_state
 from teachers.config import SelfTeacher, TransformersTeacher
 from teachers.privileged import build
 from teachers.types import Answer, Chat, FullVocab, Message, ScoreRequest, Segment

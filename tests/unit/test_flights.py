@@ -23,7 +23,7 @@ from pipeline.mixing import MixState
 from pipeline.ranks import world_of
 from pipeline.recipe_file import load_recipe
 from pipeline.sharding import make_accelerator
-from pipeline.student import load_trainable_state, trainable_state
+from pipeline.student_state import load_trainable_state, trainable_state
 from pipeline.trainer import advance, draw_prompts
 from tests.runs import Settings, changed, distill_settings, write_recipe
 from tests.servers.chat_server import ChatServer, Manners, Plan

@@ -24,7 +24,8 @@ LOSSES = {
     "pipeline.expectations",
 }
 RUNNING = {"pipeline.run", "pipeline.job", "pipeline.assess"}  # the halves of a run around the loop
-WIDE = {*RUNNING, "pipeline.loop", "pipeline.trainer", "teachers.pool", "pipeline.cli"}  # cli: a module a command
+# cli: a module a command; recipe: a module a section
+WIDE = {*RUNNING, "pipeline.loop", "pipeline.trainer", "teachers.pool", "pipeline.cli", "pipeline.recipe"}
 MOST_IMPORTS = 8  # modules of this project, types and errors aside, that any other module may import
 ENTRY = {"pipeline.run": {"pipeline.cli"}, "pipeline.trainer": RUNNING}
 OPTIONAL = {

@@ -42,12 +42,12 @@ def kept(layer: Any) -> Iterator[Tensor]:
 def test_checkpointing_keeps_each_layers_input() -> None:
     model = tiny_model("deepseek_v4").train()
     checkpoint_layers(model)
-    wide = {}
+    wide, width = {}, model.config.hidden_size
     for tokens in (32, 96):
         saved: dict[int, int] = {}
 
         def pack(tensor: Tensor, saved: dict[int, int] = saved, tokens: int = tokens) -> Tensor:
-            if tensor.ndim == 4 and tensor.shape[1] == tokens:  # (b, t, streams, D)
+            if tensor.ndim == 4 and tensor.shape[1::2] == (tokens, width):  # (b, t, streams, D)
                 saved[tensor.untyped_storage().data_ptr()] = tensor.nbytes
             return tensor
 
