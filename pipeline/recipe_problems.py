@@ -85,9 +85,10 @@ def _members(annotation: Any) -> list[Any]:
     """What may stand there: a union's members, still with their tags, or the one annotation; None left out."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
-    if get_origin(annotation) in (Union, UnionType):
-        return [member for member in get_args(annotation) if member is not type(None)]
-    return [annotation]
+    if get_origin(annotation) not in (Union, UnionType):
+        return [annotation]
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    return members if len(members) > 1 else _members(members[0])
 
 
 def _bare(annotation: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,13 +95,17 @@ class Student(nn.Module):
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """The batch's loss and measurements. Every trained parameter is in the graph, for an empty batch too."""
-        with torch.autocast(self.device.type, self.products, enabled=self.products is not None):
-            with moved_to_memory(self.lm.model) if self.offloads else nullcontext():
-                hidden = packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
+        with self._products(), moved_to_memory(self.lm.model) if self.offloads else nullcontext():
+            hidden = packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
+        with self._products():
             output = fused_loss(hidden, self.head, self.head.load(), batch, chunk_bytes=self.chunk_bytes)
         if self.in_shards:
             return output  # FSDP2 waits for no parameter, and by now holds most of them in shards
         return replace(output, loss=attached(output.loss, list(self.trained_parameters().values())))
+
+    def _products(self) -> AbstractContextManager[Any]:
+        """What is around this forward stays as it is where it sees to nothing itself."""
+        return nullcontext() if self.products is None else torch.autocast(self.device.type, self.products)
 
 
 def attached(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -87,6 +87,7 @@ def test_no_other_script_may_run(opened: Open, report: Path) -> None:
 
 def test_tabs_by_keyboard(opened: Open, report: Path) -> None:
     page = opened(report).page
+    page.bring_to_front()
     page.keyboard.press("Tab")  # skips to the content
     page.keyboard.press("Tab")
     expect(page.get_by_role("tab", name="Verdict")).to_be_focused()

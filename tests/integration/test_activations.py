@@ -31,7 +31,8 @@ def test_mlps_in_parts_give_the_same_gradients(architecture: Architecture, mode:
     expected = gradients(plain, plain(batch).loss)
     widths: list[int] = []
     inner = next(module for name, module in saving.named_modules() if name.endswith(INNER[architecture]))
-    inner.register_forward_hook(lambda _, given, __: widths.append(max(given[0].shape[:-1])))
+    # Before, not after: computing again ends where the last tensor that is needed is there.
+    inner.register_forward_pre_hook(lambda _, given: widths.append(max(given[0].shape[:-1])))
     saving.train()
     assert_same(gradients(saving, saving(batch).loss), expected)
     # Rows are padded to the longest: so many parts, each no longer than asked, and each computed again.

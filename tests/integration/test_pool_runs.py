@@ -109,7 +109,7 @@ def test_kills_in_a_run_that_is_steps_ahead_change_no_bit(tmp_path: Path, stalen
     with ChatServer(turnstile=turnstile) as critic, ChatServer(scorer=scorer, turnstile=turnstile) as served:
         settings = changed(
             mixed_settings(tmp_path, critic.url, served.url, served.manners.model),
-            {"pool.staleness": staleness, "training.steps": 7, "training.checkpoint_every": 2},
+            {"pool.staleness": staleness, "training.steps": 6 + staleness, "training.checkpoint_every": 2},
         )
         for name in ("critic", "served"):  # nobody is given up only because the machine is busy
             settings["teachers"][name]["limits"] = PATIENT
