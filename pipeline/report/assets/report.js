@@ -11,7 +11,7 @@ const tabs = {
       tab.setAttribute("aria-selected", chosen);
       tab.tabIndex = chosen ? 0 : -1;
       if (chosen && focus) tab.focus();
-      if (chosen) tab.scrollIntoView({ block: "nearest", inline: "nearest" });
+      if (chosen) this.reveal(tab);
       one(`#${tab.getAttribute("aria-controls")}`).hidden = !chosen;
     }
     if (this.ready) history.replaceState(null, "", `#${id}`);
@@ -19,6 +19,12 @@ const tabs = {
       this.drawn.add(id);
       this.draw(id);
     }
+  },
+
+  /** On a phone tabs reach beyond the screen. Not by scrollIntoView, after which the Tab key goes on from there. */
+  reveal(tab) {
+    const row = tab.parentElement, [own, all] = [tab, row].map((each) => each.getBoundingClientRect());
+    row.scrollLeft += Math.min(0, own.left - all.left) + Math.max(0, own.right - all.right);
   },
 
   /** What takes time is drawn when it is first looked at, and again with new data. */
