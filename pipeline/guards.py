@@ -24,6 +24,7 @@ Line = Mapping[str, Any]
 WINDOW = 32  # lines
 RECENT = 4  # of them on either side of a comparison
 NOISE = 4.0  # standard errors
+NOISE_OF_SCORES = 5.0  # right or wrong, of few answers: at 4 a sound run of ten domains set it off 7 times
 LEAST_KL = 0.2  # nats; that to the student as it was begins at 0, and grows to 0.13 in recipes/codebase.yaml
 LEAST_LOOPS = 3  # answers of the last RECENT steps; one or two that repeat themselves are chance
 
@@ -66,22 +67,22 @@ def seen(line: Line) -> dict[str, Any]:
 # ---- what is compared ----
 
 
-def _sides(window: Sequence[Line], *path: str) -> Iterator[tuple[str | None, float, float]]:
+def _sides(window: Sequence[Line], *path: str, noise: float = NOISE) -> Iterator[tuple[str | None, float, float]]:
     """(subject, mean before, mean now) of a number, or of each one in a table by subject; those that are measured often
     enough."""
     rows = [value for line in window if (value := _at(line, path)) is not None]
     if rows and isinstance(rows[0], Mapping):
         for subject in sorted({name for row in rows for name in row}):
-            yield from _two(subject, [row[subject] for row in rows if subject in row])
+            yield from _two(subject, [row[subject] for row in rows if subject in row], noise)
     else:
-        yield from _two(None, rows)
+        yield from _two(None, rows, noise)
 
 
-def _two(subject: str | None, values: Sequence[float]) -> Iterator[tuple[str | None, float, float]]:
+def _two(subject: str | None, values: Sequence[float], errors: float) -> Iterator[tuple[str | None, float, float]]:
     if len(values) >= 2 * RECENT:
         before, now = fmean(values[:RECENT]), fmean(values[-RECENT:])
         noise = fmean((later - value) ** 2 for value, later in pairwise(values)) / 2  # of one step, squared
-        if abs(now - before) > NOISE * sqrt(2 * noise / RECENT):
+        if abs(now - before) > errors * sqrt(2 * noise / RECENT):
             yield subject, before, now
 
 
@@ -114,8 +115,8 @@ def _more(*path: str) -> Detector:
     return lambda window: ((subject, now - before) for subject, before, now in _sides(window, *path))
 
 
-def _less(*path: str) -> Detector:
-    return lambda window: ((subject, before - now) for subject, before, now in _sides(window, *path))
+def _less(*path: str, noise: float = NOISE) -> Detector:
+    return lambda window: ((subject, before - now) for subject, before, now in _sides(window, *path, noise=noise))
 
 
 def _fallen(window: Sequence[Line]) -> Iterator[Found]:
@@ -171,7 +172,7 @@ DETECTORS: Mapping[str, tuple[Detector, str, bool]] = {
     "entropy": (_fallen, "the student's entropy has fallen {value:.3g} times", False),
     "overlap": (_less("overlap"), "student and teachers have {value:.2g} less of their best tokens in common", False),
     "kl": (_diverging, "the KL to the teachers of {subject} has grown {value:.3g} times", False),
-    "score": (_less("score"), "the score in {subject} has fallen by {value:.2g}", False),
+    "score": (_less("score", noise=NOISE_OF_SCORES), "the score in {subject} has fallen by {value:.2g}", False),
     "gradient": (
         lambda window: iter(pulls(window).items()),
         "a row of {subject} pulls {value:.3g} times as hard as one of the other domains", False,
