@@ -30,7 +30,7 @@ from pipeline.privacy import addresses, guard_of, writer_addresses
 from pipeline.recipe import RecipeBase
 from pipeline.relay import DONE, LISTENER, MAP, stay_outside
 from teachers.config import ProvidedBase
-from teachers.guard import host_of, is_loopback, parsed, port_of
+from teachers.guard import Guard, host_of, is_loopback, parsed, port_of
 
 if TYPE_CHECKING:
     from pipeline.recipe_file import LoadedRecipe
@@ -80,22 +80,10 @@ def allowed_addresses(recipe: RecipeBase) -> tuple[Address, ...]:
     guard = guard_of(recipe)
     found: list[Address] = []
     for name, config in recipe.teachers.items():
-        for url in addresses(config) if isinstance(config, ProvidedBase) else ():
-            host, port = host_of(url), port_of(url)
-            if port is None or not guard.may_receive_private(url):
-                raise RunError(
-                    f"teachers.{name}: privacy.mode: sealed leaves {host or url} out of reach; allow it by "
-                    f"privacy.allowed=[{host or url}], or leave this teacher out"
-                )
-            found.append(_address(host, port))
-    for url in writer_addresses(recipe):
-        host, port = host_of(url), port_of(url)
-        if port is None or not guard.may_receive_private(url):
-            raise RunError(
-                f"rollout.server: privacy.mode: sealed leaves {host or url} out of reach; allow it by "
-                f"privacy.allowed=[{host or url}], or start a server on this machine"
-            )
-        found.append(_address(host, port))
+        urls = addresses(config) if isinstance(config, ProvidedBase) else ()
+        found += [_within_reach(guard, url, f"teachers.{name}", "leave this teacher out") for url in urls]
+    writers = writer_addresses(recipe)
+    found += [_within_reach(guard, url, "rollout.server", "start a server on this machine") for url in writers]
     for entry in recipe.privacy.allowed:
         host, entry_port = parsed(entry)
         if entry_port is not None:
@@ -106,6 +94,17 @@ def allowed_addresses(recipe: RecipeBase) -> tuple[Address, ...]:
                 "privacy.mode: sealed lets through"
             )
     return tuple(dict.fromkeys(found))
+
+
+def _within_reach(guard: Guard, url: str, key: str, remedy: str) -> Address:
+    """Raises RunError for an address that a sealed run would not reach. key: of the recipe, where it stands."""
+    host, port = host_of(url), port_of(url)
+    if port is None or not guard.may_receive_private(url):
+        raise RunError(
+            f"{key}: privacy.mode: sealed leaves {host or url} out of reach; allow it by "
+            f"privacy.allowed=[{host or url}], or {remedy}"
+        )
+    return _address(host, port)
 
 
 def _address(host: str, port: int) -> Address:

@@ -193,18 +193,8 @@ def load_student(
     Raises:
         ModelError: what cannot be loaded or cannot be trained as the recipe asks.
     """
-    template = None if config.chat_template is None else _read_template(config.chat_template)
-    try:
-        lm = load_causal_lm(
-            model_path,
-            name="student",
-            dtype=config.dtype,
-            revision=config.revision,
-            device=device,
-            chat_template=template,
-        )
-    except TeacherError as error:
-        raise ModelError(str(error)) from error
+    _refuse_together(config, device, in_shards)
+    lm = _load_plain(config, model_path, device)
     _silence_dropout(lm.model)
     rounded = () if config.quantize is None else round_weights(lm.model, config.quantize)
     if isinstance(config.tune, recipe.LoraTuning):
@@ -213,12 +203,6 @@ def load_student(
     else:
         lm.model.requires_grad_(True)
     _freeze_indexers(lm.model)
-    if in_shards and config.quantize is not None:
-        raise ModelError("student.quantize: weights of 4 bits are whole in a process; set sharding.student: false")
-    if config.offload_activations and device.type == "cpu":
-        raise ModelError(
-            "student.offload_activations: the student is on the CPU, whose memory they would be moved to; leave it out"
-        )
     if config.mlp_tokens is not None:
         split_mlps(lm.model, config.mlp_tokens)
     if config.gradient_checkpointing:
@@ -239,6 +223,31 @@ def load_student(
         in_shards=in_shards,
         products=products,
     )
+
+
+def _refuse_together(config: recipe.Student, device: torch.device, in_shards: bool) -> None:
+    """Before anything is loaded: what cannot be had on this device, or in shards."""
+    if in_shards and config.quantize is not None:
+        raise ModelError("student.quantize: weights of 4 bits are whole in a process; set sharding.student: false")
+    if config.offload_activations and device.type == "cpu":
+        raise ModelError(
+            "student.offload_activations: the student is on the CPU, whose memory they would be moved to; leave it out"
+        )
+
+
+def _load_plain(config: recipe.Student, model_path: str, device: torch.device) -> CausalLM:
+    template = None if config.chat_template is None else _read_template(config.chat_template)
+    try:
+        return load_causal_lm(
+            model_path,
+            name="student",
+            dtype=config.dtype,
+            revision=config.revision,
+            device=device,
+            chat_template=template,
+        )
+    except TeacherError as error:
+        raise ModelError(str(error)) from error
 
 
 def _read_template(path: Path) -> str:

@@ -15,8 +15,6 @@ that asks both, what other rules would have cost, and how often the answer that 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -28,8 +26,7 @@ from teachers.journal import FILE, Totals
 from teachers.prices import Tariff
 from teachers.records import records
 from teachers.types import Usage
-from tests.benchmark.corrections import Scores, difference, mean, scores_in
-from tests.runs import command, environment
+from tests.benchmark.corrections import Scores, difference, finished, mean, scores_in
 from tests.servers.chat_server import ChatServer, Manners
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "cascade.yaml"
@@ -82,18 +79,10 @@ def place_of(folder: Path, variant: str, seed: int) -> Path:
 
 
 def run(folder: Path, variant: str, seed: int, urls: Mapping[str, str], changes: Sequence[str]) -> Path:
-    """The directory of a finished run; it is run where it is not there yet. Ends the program where that fails."""
-    place = place_of(folder, variant, seed)
-    if (place / "evaluation.json").is_file():
-        return place
-    settings = [f"output={place}", f"seed={seed}", "threads=1", f"prepare.base.set.output={folder / 'prepared'}"]
+    settings = [f"seed={seed}", f"prepare.base.set.output={folder / 'prepared'}"]
     settings += [f"teachers.{name}.url={url}" for name, url in urls.items()]
-    print(f"{variant}, seed {seed}", file=sys.stderr, flush=True)
-    call = command("run", str(RECIPE), *settings, *VARIANTS[variant], *changes)
-    ended = subprocess.run(call, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if ended.returncode:
-        raise SystemExit(ended.stdout)
-    return place
+    title = f"{variant}, seed {seed}"
+    return finished(RECIPE, place_of(folder, variant, seed), title, (*settings, *VARIANTS[variant], *changes))
 
 
 def outcome(place: Path) -> Outcome:

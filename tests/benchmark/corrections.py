@@ -62,17 +62,20 @@ class Outcome(NamedTuple):
 
 
 def run(folder: Path, variant: str, seed: int, url: str, changes: Sequence[str]) -> Path:
-    """The directory of a finished run; it is run where it is not there yet. Ends the program where that fails."""
     place = folder / f"{variant.replace(' + ', '-')}-{seed}"
-    if (place / "evaluation.json").is_file():
-        return place
-    settings = [f"output={place}", f"seed={seed}", "threads=1", f"teachers.critic.url={url}"]
+    settings = [f"teachers.critic.url={url}"]
     settings += [f"prepare.{name}.set.output={folder / 'prepared' / name}" for name in PREPARED]
-    print(f"{variant}, seed {seed}", file=sys.stderr, flush=True)
-    call = command("run", str(RECIPE), *settings, *VARIANTS[variant], *changes)
-    ended = subprocess.run(call, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if ended.returncode:
-        raise SystemExit(ended.stdout)
+    return finished(RECIPE, place, f"{variant}, seed {seed}", (f"seed={seed}", *settings, *VARIANTS[variant], *changes))
+
+
+def finished(recipe: Path, place: Path, title: str, settings: Sequence[str]) -> Path:
+    """The directory of a finished run; it is run where it is not there yet. Ends the program where that fails."""
+    if not (place / "evaluation.json").is_file():
+        print(title, file=sys.stderr, flush=True)
+        call = command("run", str(recipe), f"output={place}", "threads=1", *settings)
+        ended = subprocess.run(call, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if ended.returncode:
+            raise SystemExit(ended.stdout)
     return place
 
 

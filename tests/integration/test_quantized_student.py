@@ -392,3 +392,9 @@ def test_a_run_leaves_its_student_in_4_bits_and_resumes_exactly(tmp_path: Path) 
     assert exported.returncode == 0, exported.stderr
     half = plain_of(str(parts / "export" / "quantized"))
     assert (half.get_input_embeddings().weight - plain.get_input_embeddings().weight).abs().max() < 0.01
+
+
+def test_shards_are_refused_before_anything_is_loaded() -> None:
+    config = recipe.Student.model_validate({"model": "m", "quantize": "int4"})
+    with pytest.raises(ModelError, match=r"set sharding\.student: false"):
+        load_student(config, model_path="/nowhere", seed=0, chunk_bytes=1, device=torch.device("cpu"), in_shards=True)
