@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline import fused
 from pipeline.fused import OVERLAP_STRIDE, fused_loss
 from pipeline.types import Divergence, StepOutput, Target, TrainingBatch
 from teachers.types import FullVocab, Head, HeadWeights, TopK
@@ -450,6 +451,17 @@ def test_products_follow_autocast() -> None:
     expected = naive(hidden, head, weights, batch)
     for found, wanted in zip(gradients, expected.gradients, strict=True):
         assert (found.double() - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_the_heads_gradient_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = one_teacher("reverse_kl", torch.bfloat16)
+    _, (_, whole) = run(*student(torch.bfloat16), batch)
+    monkeypatch.setattr(fused, "_HEAD_ROWS", 7)  # no divisor of the vocabulary
+    hidden, head, weights = student(torch.bfloat16)
+    assert head.size > 14
+    assert head.size % 7
+    _, (_, parts) = run(hidden, head, weights, batch)
+    torch.testing.assert_close(parts, whole)
 
 
 # ---- what is not finite ----
