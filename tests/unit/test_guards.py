@@ -90,6 +90,14 @@ def test_a_small_kl_may_grow() -> None:
     assert findings("kl", window(small, more), 2.0)
 
 
+def test_a_score_has_to_fall_further_out_of_its_noise() -> None:
+    values = [1.0, 0.9, 1.0, 0.9, 0.5, 0.6, 0.5, 0.6]  # by 4.5 standard errors
+    assert findings("overlap", [seen({"step": n, "overlap": value}) for n, value in enumerate(values)], 0.3)
+    assert not findings("score", [seen({"step": n, "score": {"a": value}}) for n, value in enumerate(values)], 0.3)
+    steady = [0.95] * 4 + [0.55] * 4
+    assert findings("score", [seen({"step": n, "score": {"a": value}}) for n, value in enumerate(steady)], 0.3)
+
+
 def test_steps_that_go_up_and_down_are_no_fall() -> None:
     """A mean that falls by 0.4 among steps that differ by as much, and one that falls by 0.4 among steady ones."""
     restless, steady = ([0.9, 0.3, 0.8, 0.4, 0.1, 0.6, -0.1, 0.2], [0.6, 0.61, 0.59, 0.6, 0.2, 0.21, 0.19, 0.2])
