@@ -39,7 +39,9 @@ from tests.servers.vllm import vllm_python, vllm_server
 CONTEXT = 256
 STEPS = 12
 SAME = 2e-4  # nats: fp32 on both sides
-KILLED_AFTER = 60  # tokens of all completions together
+WRITTEN = 220  # tokens of each completion
+KILLED_AFTER = 60  # of all of them together
+TRIES = 10  # on a busy machine all may be written before the kill
 
 
 def started() -> dict[str, Any]:
@@ -192,18 +194,24 @@ def test_killed_in_the_middle_it_goes_on_from_its_tokens(
 ) -> None:
     prompts = [Prompt(f"p{n}", "s", "d", RawText(f"What is {n}? ")) for n in range(4)]
     asked = [(prompt, tuple(student.lm.tokenizer.encode(prompt.conversation.text))) for prompt in prompts]  # type: ignore[union-attr]
-    settings = SamplingSettings(max_new_tokens=160, rows=4)
+    settings = SamplingSettings(max_new_tokens=WRITTEN, rows=4)
     with torch.no_grad():
         student.lm.model.get_input_embeddings().weight[: student.lm.vocab_size] *= 1.5  # not what it was loaded from
-    killer = Killer(generator, generator.drafts / "step-000007-3-0.jsonl")
-    killer.start()
-    try:
-        rollouts = generator.generate(asked, settings, seed=3, step=7, policy_version=6)
-    finally:
-        killer.over.set()
-        killer.join()
+    for step in range(7, 7 + TRIES):  # where the server was done before it could be killed, the next step is
+        killer = Killer(generator, generator.drafts / f"step-{step:06d}-3-0.jsonl")
+        killer.start()
+        try:
+            rollouts = generator.generate(asked, settings, seed=3, step=step, policy_version=6)
+        finally:
+            killer.over.set()
+            killer.join()
+        if generator.continued:
+            break
+    else:
+        pytest.fail(f"it was killed too late {TRIES} times: nothing was left to write")
     assert generator.engine.process is not None
-    assert generator.engine.process.started == 2, "it was killed too late: nothing was left to write"
+    times = generator.engine.process.started
+    assert times > 1
     assert sum(map(len, killer.left.values())) >= KILLED_AFTER
     for rollout in rollouts:
         before = tuple(killer.left.get(rollout.rollout_id, ()))
@@ -211,12 +219,12 @@ def test_killed_in_the_middle_it_goes_on_from_its_tokens(
         assert rollout.policy_versions == (6,) * len(rollout.completion_ids)
         # Its weights are the student's again, not those that it was first started with.
         assert rollout.sampling_logprobs == pytest.approx(scored(student, rollout), abs=SAME)
-    assert any(0 < len(tokens) < 160 for tokens in killer.left.values())
+    assert any(0 < len(tokens) < WRITTEN for tokens in killer.left.values())
 
     # The next version reaches the same server, its head too, which a tied model shares with the embedding.
     with torch.no_grad():
         student.lm.model.get_input_embeddings().weight[: student.lm.vocab_size] *= 0.5
     short = SamplingSettings(max_new_tokens=10, rows=4)
-    for rollout in generator.generate(asked, short, seed=3, step=8, policy_version=7):
+    for rollout in generator.generate(asked, short, seed=3, step=step + 1, policy_version=7):
         assert rollout.sampling_logprobs == pytest.approx(scored(student, rollout), abs=SAME)
-    assert generator.engine.process.started == 2
+    assert generator.engine.process.started == times
