@@ -6,9 +6,10 @@ and only where `sandbox.required` is false, it runs with the limits, a scratch f
 more: it sees the files and the network of whoever runs it, and a process that detaches itself may survive.
 
 A program's time is processor time, so that a score does not depend on what else the machine does; on the clock it may
-take `WALL` times as much. Memory is counted over all its processes by what they really hold, beside the kernel's limit
-on each one's addresses. Not covered: faults of the kernel itself, and kernel memory that belongs to no process's
-addresses (pipes, files in memory that are not mapped); where that matters, run the whole job in a container of its own.
+take `WALL` times as much, from the moment when it begins. Memory is counted over all its processes by what they really
+hold, beside the kernel's limit on each one's addresses. Not covered: faults of the kernel itself, and kernel memory
+that belongs to no process's addresses (pipes, files in memory that are not mapped); where that matters, run the whole
+job in a container of its own.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import signal
 import tempfile
 import time
 from asyncio.subprocess import PIPE, STDOUT, Process
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import IO, Literal
@@ -37,6 +39,7 @@ from teachers.walls import INSIDE, LAUNCH, PYTHON, TELL, Mount, bwrap, environme
 KilledBy = Literal["time", "memory", "output", "processes", "signal"]
 
 WALL = 3.0  # seconds on the clock for each second of processor time
+START = 60.0  # seconds on the clock in which a program has begun, however busy the machine is
 PATIENCE = 10.0  # seconds for which a killed process may go on dying
 BWRAP_SAYS = re.compile(rb"\{[^}]*-[^}]*\}\s*")  # among what the launcher tells
 LOOK_EVERY = 0.05  # seconds between two looks at what the processes use
@@ -123,8 +126,9 @@ def _order(
 async def _run(launcher: Sequence[str], folder: str, order: bytes, limits: Sandbox, *, own_processes: int) -> Outcome:
     """own_processes: of the sandbox itself, which do not count as the program's."""
     start = time.perf_counter()
-    output = bytearray()
+    output, heard = bytearray(), bytearray()
     (said, say), (told, tell) = os.pipe(), os.pipe()
+    os.set_blocking(told, False)
     with os.fdopen(said, "rb", buffering=0) as pipe, os.fdopen(told, "rb", buffering=0) as ears:
         try:
             # An empty environment for bwrap too: a program may read that of its process 1.
@@ -133,13 +137,13 @@ async def _run(launcher: Sequence[str], folder: str, order: bytes, limits: Sandb
             os.close(say)
             os.close(tell)
         try:
-            killed_by = await _until_end(process, order, pipe, output, limits, own_processes)
+            begun = partial(_begun, ears, heard)
+            killed_by = await _until_end(process, order, pipe, output, begun, limits, own_processes)
         finally:
-            os.set_blocking(told, False)
-            heard = ears.read(1_000) or b""
+            _begun(ears, heard)
             first = re.search(rb'"child-pid": *(\d+)', heard)
             await _vanished([int(first[1])] if first else [])
-    mark = BWRAP_SAYS.sub(b"", heard)
+    mark = bytes(BWRAP_SAYS.sub(b"", heard))
     if mark != b"1":
         raise SandboxError(_why(mark, bytes(output)))
     seconds = time.perf_counter() - start
@@ -149,6 +153,12 @@ async def _run(launcher: Sequence[str], folder: str, order: bytes, limits: Sandb
         out_of_time = status == 128 + signal.SIGKILL and seconds >= limits.seconds  # the kernel was first
         killed_by = "time" if out_of_time else "signal"
     return Outcome(status, bytes(output), seconds, killed_by)
+
+
+def _begun(ears: IO[bytes], heard: bytearray) -> bool:
+    """Whether the program has taken over from the launcher. heard: what was told so far; what is new is added."""
+    heard += ears.read(1_000) or b""
+    return BWRAP_SAYS.sub(b"", heard).startswith(b"1")
 
 
 async def _start(launcher: Sequence[str], folder: str, variables: dict[str, str], say: int, tell: int) -> Process:
@@ -167,17 +177,23 @@ async def _start(launcher: Sequence[str], folder: str, variables: dict[str, str]
 
 
 async def _until_end(
-    process: Process, order: bytes, pipe: IO[bytes], output: bytearray, limits: Sandbox, own_processes: int
+    process: Process,
+    order: bytes,
+    pipe: IO[bytes],
+    output: bytearray,
+    begun: Callable[[], bool],
+    limits: Sandbox,
+    own_processes: int,
 ) -> KilledBy | None:
     """Waits for the end of the program or for a limit; then none of its processes is left."""
     tasks = [
         asyncio.create_task(_flow(process, pipe, output, limits.output_kilobytes * 1024)),
-        asyncio.create_task(_watch(process, limits, own_processes)),
+        asyncio.create_task(_watch(process, begun, limits, own_processes)),
     ]
     feeding = asyncio.create_task(_feed(process, order))
     try:
-        done, _ = await asyncio.wait(tasks, timeout=limits.seconds * WALL, return_when=asyncio.FIRST_COMPLETED)
-        return next(task for task in tasks if task in done).result() if done else "time"
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task in done).result()
     finally:
         killed = _kill(process, with_group=own_processes == 0)
         for task in (*tasks, feeding):
@@ -226,11 +242,16 @@ TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-async def _watch(process: Process, limits: Sandbox, own_processes: int) -> KilledBy:
+async def _watch(process: Process, begun: Callable[[], bool], limits: Sandbox, own_processes: int) -> KilledBy:
     """Returns when a limit is passed that the kernel does not hold for a tree of processes."""
     most = limits.memory_megabytes * MEGABYTE
+    end, runs = time.monotonic() + START, False
     while True:
         await asyncio.sleep(LOOK_EVERY)
+        if not runs and begun():
+            end, runs = time.monotonic() + limits.seconds * WALL, True
+        elif time.monotonic() > end:
+            return "time"
         if process.returncode is not None:  # without bubblewrap it may leave others behind, who keep the pipe open
             _kill(process, with_group=own_processes == 0)
         seconds, tasks, resident = 0.0, -own_processes, 0
@@ -241,10 +262,11 @@ async def _watch(process: Process, limits: Sandbox, own_processes: int) -> Kille
                 seconds += sum(map(int, fields[11:15])) / TICKS  # its own and its dead children's, user and system
                 tasks += int(fields[17])
                 resident += int(fields[21]) * PAGE
-        if seconds > limits.seconds:
-            return "time"
+        # First: many processes soon use up their time too, where this one has not looked for a while.
         if tasks > limits.processes:
             return "processes"
+        if seconds > limits.seconds:
+            return "time"
         # Pages that processes share are counted once for each of them; the exact sum costs more to find out.
         if resident > most and sum(map(_share, pids)) > most:
             return "memory"

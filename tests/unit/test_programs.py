@@ -114,10 +114,10 @@ def test_a_pattern_is_found_or_not() -> None:
 
 
 def test_a_pattern_that_would_never_end_is_cut_off_and_is_no_grade() -> None:
-    who = teacher({"kind": "pattern", "regex": r"^(a+)+$"}, seconds=1)
-    found = failed(who, "a" * 60 + "b")
+    pattern = {"kind": "pattern", "regex": r"^(a+)+$"}
+    found = failed(teacher(pattern, seconds=1), "a" * 60 + "b")
     assert (found.reason, found.retryable) == ("pattern_failed", False)
-    assert judged(who, "a" * 60).score == 1.0
+    assert judged(teacher(pattern), "a" * 60).score == 1.0
 
 
 SCHEMA = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "pattern": "^(a+)+$"}}}
@@ -125,14 +125,16 @@ SCHEMA = {"type": "object", "required": ["name"], "properties": {"name": {"type"
 
 def test_json_by_a_schema(tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
-    who = teacher({"kind": "json_schema", "file": "schema.json"}, folder=tmp_path, seconds=2)
+    schema = {"kind": "json_schema", "file": "schema.json"}
+    who = teacher(schema, folder=tmp_path)
     assert judged(who, 'Here:\n```json\n{"name": "aaa"}\n```\nas asked') == Judgment(1.0)
     assert judged(who, '{"name": "aaa"}') == Judgment(1.0)
     wrong = judged(who, '{"name": 3}')
     assert (wrong.score, wrong.feedback) == (0.0, "$.name 3 is not of type 'string'")
     for text in ("no JSON", "", "[" * 100_000, '{"name": "a"'):
         assert (judged(who, text).feedback or "").startswith("not JSON"), text[:10]
-    assert failed(who, json.dumps({"name": "a" * 60 + "b"})).reason == "schema_failed"
+    quick = teacher(schema, folder=tmp_path, seconds=2)
+    assert failed(quick, json.dumps({"name": "a" * 60 + "b"})).reason == "schema_failed"
 
 
 # ---- commands ----
