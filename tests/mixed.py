@@ -10,7 +10,7 @@ from pipeline.recipe import NewModel
 from tests.models import CONTEXT, save_adapter
 from tests.runs import DOMAINS, Settings, changed, distill_settings
 
-FAST = {"timeout": 5, "deadline": 20, "retries": 6, "rest": 0.05}
+FAST = {"timeout": 60, "deadline": 120, "retries": 6, "rest": 0.05}
 
 
 def mixed_settings(folder: Path, chat_url: str, served_url: str, served_model: str) -> Settings:

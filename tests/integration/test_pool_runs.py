@@ -38,7 +38,7 @@ from tests.servers.chat_server import ChatServer, Manners, Plan, Request, Turnst
 from tests.servers.faults import Fault
 from tests.servers.scorer import scorer_of
 
-PATIENT = {"timeout": 30, "deadline": 60, "retries": 0, "breaker": 1000, "concurrency": 16}
+PATIENT = {"timeout": 100, "deadline": 200, "retries": 0, "breaker": 1000, "concurrency": 16}
 MANY = 1_000_000
 PRICE = {"input": 1.0, "output": 2.0}
 SAME = ("metrics.jsonl", "samples.jsonl", "provenance.jsonl", "model/model.safetensors")

@@ -30,7 +30,7 @@ from tests.servers.chat_server import ChatServer, Manners, Plan
 from tests.servers.faults import Fault
 
 STEPS = 4
-ONCE = {"timeout": 10, "deadline": 10, "retries": 0, "breaker": 1000}
+ONCE = {"timeout": 100, "deadline": 100, "retries": 0, "breaker": 1000}
 
 
 @contextmanager
