@@ -95,12 +95,19 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli", *arguments]
 
 
+def in_processes(count: int) -> list[str]:
+    """The beginning of a command that runs a file, or `-m` a module, in so many. The port is torchrun's own choice: one
+    that was found free before it starts may be taken by then."""
+    words = ["--standalone", "--local-addr", "127.0.0.1", "--nproc_per_node", str(count)]
+    return [sys.executable, "-m", "torch.distributed.run", *words]
+
+
 def environment() -> dict[str, str]:
     """One thread, no network, and this checkout first on the path."""
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def tutelage(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def tutelage(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """The real command, to its end."""
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=timeout, env=environment(), check=False

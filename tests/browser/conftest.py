@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 AXE = "TUTELAGE_AXE"  # the variable that names axe-core's script
+SECONDS = 100.0  # after which something is stuck
+expect.set_options(timeout=1000 * SECONDS)
 
 
 def missing(what: str) -> None:
@@ -59,6 +61,7 @@ def opened(browser: Browser) -> Iterator[Callable[..., Opened]]:
         size = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 900}
         settings: dict[str, Any] = {"has_touch": True, "is_mobile": True} if phone else {}
         context = browser.new_context(viewport=size, color_scheme="dark" if dark else "light", **settings)
+        context.set_default_timeout(1000 * SECONDS)
         page = context.new_page()
         found = Opened(page)
         address = where.resolve().as_uri() if isinstance(where, Path) else where

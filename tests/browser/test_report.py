@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ def test_hover_tells_the_values_of_that_step_in_every_chart(opened: Open, run: P
     page = opened(report).page
     go(page, "Curves")
     page.locator('[data-chart="kl_teacher"] .u-over').hover(position={"x": 120, "y": 60})
+    expect(page.locator('[data-chart="kl_teacher"]')).to_have_attribute("data-step", re.compile(r"\d+"))
     step = int(page.locator('[data-chart="kl_teacher"]').get_attribute("data-step") or 0)
     assert 20 < step < 60
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[step - 1])

@@ -12,6 +12,7 @@ from pipeline.tasks import DOMAINS, generate
 from teachers.chat import ChatGrader
 from teachers.types import Answer, Chat, Judgment, Message, TeacherFailure
 from tests.chats import a_request, ask, examined, one, run
+from tests.servers import closed_port
 from tests.servers.chat_server import ChatServer, Manners
 from tests.servers.faults import CHAT, EITHER, FINAL, HARMLESS, SCORES, STATUS, WIRE, Fault
 
@@ -303,9 +304,8 @@ def test_a_model_with_a_temperature_of_its_own_says_what_to_set() -> None:
 
 
 def test_preflight_of_a_server_that_is_not_there() -> None:
-    with ChatServer() as server:
-        pass
-    assert examined(server)["reachable"].good is False
+    with ChatServer() as server, closed_port() as port:
+        assert examined(server, url=f"http://127.0.0.1:{port}/v1")["reachable"].good is False
 
 
 def test_a_grade_that_the_student_dictates_is_judged_like_any_answer() -> None:

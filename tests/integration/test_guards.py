@@ -196,7 +196,6 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
 }
 
 
-@pytest.mark.timeout(300)
 def test_stopped_at_any_place_of_a_roll_back_it_ends_the_same(tmp_path: Path) -> None:
     settings = repeating(tmp_path)
     expected = files_of(made(tmp_path, settings, "whole", ROLLS_BACK))
@@ -220,7 +219,6 @@ def _then_dying(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-@pytest.mark.timeout(300)
 def test_killed_around_a_roll_back_and_resumed(tmp_path: Path) -> None:
     settings = repeating(tmp_path)
     expected = files_of(made(tmp_path, settings, "whole", ROLLS_BACK))

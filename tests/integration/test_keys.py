@@ -94,7 +94,7 @@ def test_no_key_is_written_or_said(tmp_path: Path) -> None:
         chat.misbehave(Fault.REDIRECT, Fault.HTML_502)
         path = write_recipe(tmp_path / "recipe.yaml", changed(settings, {"teachers": teachers}))
         done = subprocess.run(
-            command("run", str(path)), capture_output=True, timeout=240, env=environment() | KEYS, check=False
+            command("run", str(path)), capture_output=True, timeout=600, env=environment() | KEYS, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
         assert server.turn >= 16, "every way was tried"
@@ -115,7 +115,7 @@ def test_check_says_no_key(tmp_path: Path) -> None:
         words = command("check", str(path))
         for turn in (0, 3):
             server.turn = turn
-            done = subprocess.run(words, capture_output=True, timeout=240, env=environment() | KEYS, check=False)
+            done = subprocess.run(words, capture_output=True, timeout=600, env=environment() | KEYS, check=False)
             assert done.returncode == 1, done.stdout.decode()
             assert b"echo" in done.stderr
             assert b"Traceback (most" not in done.stderr

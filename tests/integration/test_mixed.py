@@ -76,7 +76,6 @@ def test_a_finished_run_replayed_from_its_journal_asks_nobody_and_is_the_same(wo
     assert min(asked) > 0
 
 
-@pytest.mark.timeout(600)
 def test_a_real_vllm_server_beside_all_others(tmp_path: Path) -> None:
     """The whole pool once more, scored by vLLM itself: its numbers are those of the stand-in, up to rounding."""
     python = vllm_python()

@@ -63,7 +63,6 @@ def plain(value: Tensor) -> Tensor:
     return value.dequantize() if hasattr(value, "tensor_attrs") else value
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("optimizer", "tune", "architecture"),
     [("muon", "full", "deepseek_v4"), ("muon", "lora", "qwen3"), ("adamw_8bit", "full", "qwen3")],
@@ -73,7 +72,7 @@ def test_killed_and_resumed(tmp_path: Path, optimizer: str, tune: str, architect
     whole = run_here(recipe, f"output={tmp_path / 'whole'}")
     folder = tmp_path / "killed"
     call = [sys.executable, "-c", KILLED, str(recipe), str(folder)]
-    ended = subprocess.run(call, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(call, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert list_checkpoints(folder / "checkpoints")[-1].name == "step-000004"
     run_here(recipe, f"output={folder}", resume=True)
@@ -89,7 +88,6 @@ def test_killed_and_resumed(tmp_path: Path, optimizer: str, tune: str, architect
     assert ("momentum" in names) == (optimizer == "muon")
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("optimizer", "tune"), [("muon", "full"), ("muon", "lora"), ("adamw", "full")])
 def test_it_learns(tmp_path: Path, optimizer: str, tune: str) -> None:
     """At one rate for all: updates of Muon are as large as AdamW's."""

@@ -6,7 +6,6 @@ import io
 import json
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import time
@@ -34,6 +33,7 @@ from tests.integration.test_two_processes import torchrun
 from tests.killing import nursery, start_and_kill
 from tests.mixed import mixed_settings, scored_model
 from tests.runs import DOMAINS, Settings, changed, command, distill_settings, environment, run_here, write_recipe
+from tests.servers import closed_port
 from tests.servers.chat_server import ChatServer, Manners, Plan, Request, Turnstile
 from tests.servers.faults import Fault
 from tests.servers.scorer import scorer_of
@@ -90,17 +90,9 @@ def charged(folder: Path) -> Decimal:
         return sum((Decimal(row[0]) for row in connection.execute("SELECT dollars FROM attempts")), Decimal(0))
 
 
-def closed_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
 # ---- a step ahead ----
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("staleness", [1, 3])
 def test_kills_in_a_run_that_is_steps_ahead_change_no_bit(tmp_path: Path, staleness: int) -> None:
     generator, turnstile = random.Random(5), Turnstile()
@@ -128,7 +120,6 @@ def test_kills_in_a_run_that_is_steps_ahead_change_no_bit(tmp_path: Path, stalen
     assert len(read_json(killed / "ledger.json")["in_doubt"]) == doubtful
 
 
-@pytest.mark.timeout(300)
 def test_a_step_ahead_other_rows_are_trained_on(tmp_path: Path, server: ChatServer) -> None:
     """The first two steps come from the initial student, and grades are weighted by how far it has moved since."""
     settings = graded(tmp_path, {"critic": chat(server)}, **{"training.learning_rate": 1e-2})
@@ -140,7 +131,6 @@ def test_a_step_ahead_other_rows_are_trained_on(tmp_path: Path, server: ChatServ
     assert all(line["unanswered"] == 0 for line in ahead)
 
 
-@pytest.mark.timeout(400)
 def test_two_processes_get_the_rows_that_one_gets(tmp_path: Path, server: ChatServer) -> None:
     """The first process asks for both; each answer comes to the process that has its row."""
     with ChatServer(scorer=scorer_of(scored_model(tmp_path))) as served:
@@ -253,9 +243,10 @@ def test_a_cascade_goes_on_where_the_correction_fails_the_prompts_checker(tmp_pa
 
 
 def test_a_dead_teachers_shares_go_to_its_fallback_and_every_row_is_counted(tmp_path: Path) -> None:
-    dead = {"kind": "chat", "model": "gone", "url": f"http://127.0.0.1:{closed_port()}/v1", "limits": PATIENT}
     checker = {"kind": "program", "check": "answer", "limits": PATIENT}
-    folder = start(tmp_path, graded(tmp_path, {"critic": {**dead, "fallback": "checker"}, "checker": checker}))
+    with closed_port() as port:
+        dead = {"kind": "chat", "model": "gone", "url": f"http://127.0.0.1:{port}/v1", "limits": PATIENT}
+        folder = start(tmp_path, graded(tmp_path, {"critic": {**dead, "fallback": "checker"}, "checker": checker}))
     for line, given in zip(read_lines(folder / "metrics.jsonl"), read_lines(folder / "provenance.jsonl"), strict=True):
         assert line["failures"] == {"critic": {"unavailable": 8}}
         assert line["unanswered"] == 0
@@ -277,7 +268,6 @@ def test_a_run_without_its_quorum_stops_and_goes_on_to_the_same_bits(tmp_path: P
 # ---- money ----
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("whose", "staleness"), [("pool.budget", 1), ("teachers.critic.budget", 0)])
 def test_a_budget_that_stops_a_run_is_not_exceeded_and_a_larger_one_goes_on_to_the_same_bits(
     tmp_path: Path, server: ChatServer, whose: str, staleness: int
@@ -378,7 +368,6 @@ def test_a_run_without_remote_teachers_shows_nothing_of_them(tmp_path: Path) -> 
     assert not (tmp_path / "run" / "ledger.json").exists()
 
 
-@pytest.mark.timeout(300)
 def test_ctrl_c_while_a_teacher_hangs_ends_in_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
     patient = {**PATIENT, "timeout": 3000, "deadline": 3000}
     with ChatServer(Manners(), plan=Plan(1.0, 0, (Fault.HANG,))) as server:

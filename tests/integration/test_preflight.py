@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
-from tests.integration.test_pool_runs import closed_port
 from tests.models import save_tiny
 from tests.runs import DOMAINS, Settings, changed, distill_settings, write_recipe
+from tests.servers import closed_port
 from tests.servers.chat_server import ChatServer
 from tests.servers.scoring_server import MODEL, Json, ScoringServer
 
@@ -176,8 +176,9 @@ def complaint(result: Result) -> str:
 
 @pytest.mark.parametrize("kind", ["served", "chat"])
 def test_a_server_that_is_down(tmp_path: Path, settings: Settings, kind: str) -> None:
-    url = f"http://127.0.0.1:{closed_port()}/v1"
-    said = complaint(check(tmp_path, settings, {"far": {"kind": kind, "url": url, "model": MODEL}}))
+    with closed_port() as port:
+        url = f"http://127.0.0.1:{port}/v1"
+        said = complaint(check(tmp_path, settings, {"far": {"kind": kind, "url": url, "model": MODEL}}))
     assert re.match(r"teachers\.far: reachable: unavailable: ", said)
 
 
@@ -217,6 +218,7 @@ def test_a_server_whose_answers_say_nothing(tmp_path: Path, settings: Settings) 
 
 
 def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path, settings: Settings, served: ScoringServer) -> None:
-    gone = {"kind": "chat", "url": f"http://127.0.0.1:{closed_port()}/v1", "model": "m"}
-    result = check(tmp_path, settings, {"far": teacher(served.url, top_k=40), "gone": gone})
+    with closed_port() as port:
+        gone = {"kind": "chat", "url": f"http://127.0.0.1:{port}/v1", "model": "m"}
+        result = check(tmp_path, settings, {"far": teacher(served.url, top_k=40), "gone": gone})
     assert [line.split(": ")[0] for line in complaints(result)] == ["teachers.far", "teachers.gone"]

@@ -70,7 +70,6 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@pytest.mark.timeout(900)
 def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", settings_for(tmp_path))
     whole = run_here(recipe, f"output={tmp_path / 'whole'}")

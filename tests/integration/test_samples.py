@@ -233,7 +233,6 @@ def test_steps_that_are_not_viewed_say_what_was_written(tmp_path: Path, monkeypa
 # ---- several processes ----
 
 
-@pytest.mark.timeout(400)
 def test_the_process_that_has_the_rollout_tells_the_one_that_writes(tmp_path: Path, critic: ChatServer) -> None:
     """A rate next to 0 keeps the weights: what is written, and so what is said of it, is the same in both."""
     changes = {"training.prompts_per_step": 3, "training.learning_rate": 1e-12, "training.steps": 5}

@@ -17,8 +17,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pipeline.errors import RunError
 from pipeline.recipe_file import load_recipe
 from pipeline.sealed import Address, allowed_addresses, seal
 from tests.runs import Settings, changed, command, distill_settings, environment, write_recipe
+from tests.servers import closed_port
 from tests.servers.chat_server import ChatServer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
@@ -52,6 +53,15 @@ def until(found: Callable[[], bool], process: subprocess.Popen[str] | None = Non
 
 def namespace(process: int | str) -> str:
     return os.readlink(f"/proc/{process}/ns/net")
+
+
+def namespaces(processes: Iterable[int]) -> list[str]:
+    """Of those that still live."""
+    found = []
+    for process in processes:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found.append(namespace(process))
+    return found
 
 
 def with_mark(mark: str) -> list[int]:
@@ -160,7 +170,7 @@ def test_a_sealed_run_has_no_network_but_its_teachers(tmp_path: Path) -> None:
         devices = Path(f"/proc/{process}/net/dev").read_text().splitlines()[2:]
         assert [line.partition(":")[0].strip() for line in devices] == ["lo"]
         assert len(Path(f"/proc/{process}/net/route").read_text().splitlines()) == 1, "the line of headings alone"
-        assert [namespace(other) for other in with_mark(run.mark)].count(namespace("self")) == 1, "the relay"
+        assert namespaces(with_mark(run.mark)).count(namespace("self")) == 1, "the relay"
         assert found.pop("child") == [inside, str(errno.ECONNREFUSED)]
         assert found == {
             "namespace": inside,
@@ -364,16 +374,15 @@ except ConnectionResetError:
 
 
 def test_a_server_that_is_down_resets() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
-    code = f"""
+    code = """
 try:
     with socket.create_connection(("127.0.0.1", {port}), 60) as connection:
         print("ended", connection.recv(4))
 except ConnectionResetError:
     print("reset")
 """
-    assert inside(code, port).strip() == "reset"
+    with closed_port() as port:
+        assert inside(code.format(port=port), port).strip() == "reset"
 
 
 def as_nobody() -> tuple[str, ...]:

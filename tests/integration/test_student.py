@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from teachers.heads import find_head
 from teachers.switching import active_adapter
 from teachers.types import Answer, FullVocab, RawText, ScoreRequest, Segment
 from tests.models import ARCHITECTURES, Architecture, save_adapter, save_tiny, tiny_model
+from tests.runs import in_processes
 
 CPU = torch.device("cpu")
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -282,10 +282,8 @@ def test_two_processes_average_and_one_may_be_empty(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
-    )
+    command = [*in_processes(2), str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
     for architecture, mode in TWO_PROCESS_CASES:

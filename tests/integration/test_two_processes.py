@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,25 +13,14 @@ from safetensors.torch import load_file
 
 from pipeline import manifest
 from pipeline.files import read_lines
-from tests.runs import Settings, changed, distill_settings, environment, run_here, write_recipe
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+from tests.runs import Settings, changed, distill_settings, environment, in_processes, run_here, write_recipe
 
 
 def torchrun(recipe: Path, *arguments: str, what: str = "run") -> None:
     """`tutelage run`, or what else it can do, in two processes on this machine's loopback."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-        *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
-        *("-m", "pipeline.cli", what, str(recipe), *arguments),
-    ]
+    command = [*in_processes(2), "-m", "pipeline.cli", what, str(recipe), *arguments]
     result = subprocess.run(
-        command, env=environment() | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=240
+        command, env=environment() | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr
 
@@ -44,7 +31,6 @@ def settings_for(folder: Path) -> Settings:
     return changed(distill_settings(folder), changes)
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_two_processes_agree_with_one_on_the_same_rollouts(
     tmp_path: Path, tune: str, monkeypatch: pytest.MonkeyPatch
@@ -74,7 +60,6 @@ def test_two_processes_agree_with_one_on_the_same_rollouts(
         torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.timeout(400)
 def test_two_processes_write_their_own_rollouts(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", settings_for(tmp_path))
     torchrun(recipe)
@@ -83,7 +68,6 @@ def test_two_processes_write_their_own_rollouts(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
-@pytest.mark.timeout(400)
 def test_two_processes_try_a_step(tmp_path: Path) -> None:
     """A new student is made once, by the main process, in a folder that both find."""
     new = {"architecture": "qwen3", "hidden_size": 32, "layers": 2, "heads": 2, "context": 128}

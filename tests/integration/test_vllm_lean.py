@@ -11,8 +11,6 @@ import pytest
 
 from tests.scored import Served, ask, compare, examined, request, served_by_vllm, teacher
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:

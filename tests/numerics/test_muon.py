@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.muon import HYBRID, Muon, orthogonalise
-from tests.integration.test_two_processes import free_port
-from tests.runs import environment
+from tests.runs import environment, in_processes
 
 SHAPES = [(24, 24), (16, 40), (40, 16), (5, 3, 12, 20), (4, 20, 12), (2, 64)]
 
@@ -164,16 +162,12 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.timeout(200)
 def test_sharded_over_two_processes_it_is_the_whole(tmp_path: Path) -> None:
     """FSDP2 over gloo: matrices cut between their rows, unevenly, and experts from each other."""
     (tmp_path / "sharded.py").write_text(SHARDED)
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"),
-        *("--master_port", str(free_port()), str(tmp_path / "sharded.py"), str(tmp_path / "found.json")),
-    ]
+    command = [*in_processes(2), str(tmp_path / "sharded.py"), str(tmp_path / "found.json")]
     paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    ended = subprocess.run(command, env=environment() | paths, capture_output=True, text=True, timeout=180)
+    ended = subprocess.run(command, env=environment() | paths, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["processes"] == 2

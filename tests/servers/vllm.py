@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 PYTHON = "TUTELAGE_VLLM_PYTHON"  # the variable that names its python
-_READY_SECONDS = 400
+_READY_SECONDS = 800
 _INTERPRETED = {
     "VLLM_USE_V2_MODEL_RUNNER": "1",
     "PYTHONPATH": str(Path(__file__).with_name("triton_interpreter")),

@@ -95,7 +95,6 @@ def grown(what: str, folder: Path, tokens: int) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.timeout(120)
 def test_a_million_tokens_are_streamed(tmp_path: Path) -> None:
     """Written: next to nothing beside the rollout. Read: the rollout itself, 8 bytes for a token's id in its segment
     and half of that for the prompt here, 32 for a log-probability, 8 for a version, and one stretch of numbers."""
