@@ -98,9 +98,10 @@ def _made(root: Path, clear: Clear) -> Copy:
 
 
 def _hold(room: Path) -> None:
-    """Locks it as long as this process lives."""
-    file = (room / "lock").open("w")
+    """Locks it as long as this process lives. The lock has its name once it is taken: a free one is swept up."""
+    file = (room / "new").open("w")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (room / "new").rename(room / "lock")
     _held.append(file)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import secrets
@@ -558,6 +559,27 @@ def test_what_a_killed_process_has_left_is_swept_up(repository: Path, tmp_path: 
     for process in (living, other):
         process.communicate("")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_just_being_made_is_not_swept_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else sweeps right before it is locked."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    flock = fcntl.flock
+
+    def sweeping(file: Any, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        repository_copy._sweep()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", sweeping)
+    room = tmp_path / f"{repository_copy.PREFIX}new"
+    room.mkdir()
+    repository_copy._hold(room)
+    repository_copy._sweep()
+    assert room.is_dir()
+    repository_copy._held.pop().close()
+    repository_copy._sweep()
+    assert not room.exists()
 
 
 # ---- limits ----
