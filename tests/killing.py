@@ -1,20 +1,26 @@
-"""Runs that are killed: each a process of its own, which asks so many questions and then dies of SIGKILL.
+"""Runs that are killed: each a process of its own that dies of SIGKILL.
 
-How far one comes is counted in its questions and not in seconds, so it is the same on any machine: who has none left
-waits at the turnstile, however late the killer is.
+Where it asks others, how far it comes is counted in its questions and not in seconds, so it is the same on any machine:
+who has none left waits at the turnstile, however late the killer is. Else it is killed by what is on the disk, and if
+the killer was too late the run begins once more from what was there before.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
-from multiprocessing.context import ForkServerContext
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from tests.runs import run_here
 from tests.servers.chat_server import Turnstile
 
+TRIES = 10
+PATIENCE = 100.0  # seconds
 _IMPORTED = ("pipeline.run", "openai", "peft", "transformers.models.qwen3.modeling_qwen3")
 
 
@@ -25,8 +31,16 @@ def nursery() -> ForkServerContext:
     return context
 
 
-def start_and_kill(born: ForkServerContext, recipe: Path, turnstile: Turnstile, questions: int, words: Path) -> None:
+def start_and_kill(
+    born: ForkServerContext,
+    recipe: Path,
+    turnstile: Turnstile,
+    questions: int,
+    words: Path,
+    ready: Callable[[], bool] = lambda: True,
+) -> None:
     """Resumes the run, and kills it where it has asked `questions` and would ask more. words: what it said last.
+    ready: what has to be seen as well, since others may be late who know what the one that waits knows.
 
     Raises AssertionError where it ends before, with what it said.
     """
@@ -35,6 +49,9 @@ def start_and_kill(born: ForkServerContext, recipe: Path, turnstile: Turnstile, 
     child.start()
     while child.is_alive() and not turnstile.somebody_waits(0.05):
         pass
+    end = time.monotonic() + PATIENCE
+    while child.is_alive() and not ready() and time.monotonic() < end:
+        time.sleep(0.01)
     assert child.exitcode is None, f"it ended by itself ({child.exitcode}) and said: {words.read_text()}"
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
@@ -42,8 +59,50 @@ def start_and_kill(born: ForkServerContext, recipe: Path, turnstile: Turnstile, 
     assert child.exitcode == -signal.SIGKILL, words.read_text()
 
 
-def _run(recipe: Path, words: Path) -> None:
+def kill_when(
+    born: ForkServerContext,
+    recipe: Path,
+    output: Path,
+    reached: Callable[[], bool],
+    delay: Callable[[], float] = lambda: 0.0,
+) -> None:
+    """Resumes the run, or starts it, and kills it so many seconds after what is on the disk has `reached` a state.
+
+    On a busy machine it may have come to its end before this process gets to look: then the output is put back as it
+    was before, and it is tried again. Raises AssertionError where it was never killed.
+    """
+    before, words = (output.with_name(f"{output.name}-{name}") for name in ("before", "words"))
+    if output.exists():
+        shutil.copytree(output, before)
+    for _ in range(TRIES):
+        child = born.Process(target=_run, args=(recipe, words, f"output={output}"))
+        child.start()
+        if _killed(child, reached, delay()):
+            shutil.rmtree(before, ignore_errors=True)
+            return
+        assert child.exitcode == 0, words.read_text()
+        shutil.rmtree(output)
+        if before.exists():
+            shutil.copytree(before, output)
+    raise AssertionError(f"it ended by itself before it could be killed, {TRIES} times")
+
+
+def _killed(child: ForkServerProcess, reached: Callable[[], bool], delay: float) -> bool:
+    """Whether it was: else it has ended by itself."""
+    seen: float | None = None
+    while child.is_alive():
+        if seen is None and reached():
+            seen = time.monotonic()
+        if seen is not None and time.monotonic() - seen >= delay:
+            child.kill()
+            break
+        time.sleep(0.001)
+    child.join()
+    return child.exitcode == -signal.SIGKILL
+
+
+def _run(recipe: Path, words: Path, *overrides: str) -> None:
     with words.open("w") as file:  # what ends it too: the traceback goes to standard error
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    run_here(recipe, resume=True)
+    run_here(recipe, *overrides, resume=True)

@@ -14,7 +14,8 @@ from pipeline.errors import RunError
 from pipeline.files import read_json, read_lines
 from pipeline.loop import Loop, State
 from pipeline.refusals import Refusals
-from tests.integration.test_resume import files_of, kill_when, start
+from tests.integration.test_resume import files_of
+from tests.killing import kill_when, nursery
 from tests.misbehaving import flat, longer, one_sided, repeating, too_fast
 from tests.runs import DOMAINS, Settings, changed, distill_settings, run_here, write_recipe
 
@@ -229,10 +230,8 @@ def test_killed_around_a_roll_back_and_resumed(tmp_path: Path) -> None:
         file = folder / "events.jsonl"
         return file.exists() and file.read_text().count('"rollback"') >= times
 
-    kills = kill_when(start(recipe, folder), lambda: rolled_back(1))
-    kills += kill_when(start(recipe, folder), lambda: (folder / "journal" / "attempt-2").exists())
-    assert kills == 2
-    process = start(recipe, folder)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
+    born = nursery()
+    kill_when(born, recipe, folder, lambda: rolled_back(1))
+    kill_when(born, recipe, folder, lambda: (folder / "journal" / "attempt-2").exists())
+    run_here(recipe, f"output={folder}", resume=True)
     assert files_of(folder) == expected

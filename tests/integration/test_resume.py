@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.checkpoint import list_checkpoints
-from tests.runs import Settings, changed, command, distill_settings, environment, run_here, write_recipe
+from tests.killing import kill_when, nursery
+from tests.runs import Settings, changed, distill_settings, run_here, write_recipe
 
 SAME = ("metrics.jsonl", "samples.jsonl", "evaluation.json", "model/model.safetensors")
-TRIES = 5
 
 
 def settings_for(folder: Path) -> Settings:
@@ -49,23 +45,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in SAME}
 
 
-def start(recipe: Path, output: Path) -> subprocess.Popen[bytes]:
-    """`tutelage run --resume` as a process of its own; --resume also starts what is not there yet."""
-    arguments = command("run", str(recipe), f"output={output}", "--resume")
-    return subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> bool:
-    """SIGKILL as soon as `reached`. Whether it was still running then."""
-    while process.poll() is None:
-        if reached():
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return True
-        time.sleep(0.001)
-    return False
-
-
 def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -75,7 +54,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     whole = run_here(recipe, f"output={tmp_path / 'whole'}")
     expected = files_of(whole)
     folder = tmp_path / "killed"
-    generator = random.Random(7)
+    generator, born = random.Random(7), nursery()
     lines = folder / "metrics.jsonl"
     # Moments by what is on the disk: inside the prepared run, in the first steps, while a checkpoint is written, after
     # the last update, inside the baseline; each with a random delay of up to a few steps on top.
@@ -99,30 +78,9 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
         (lambda: (folder / "checkpoints" / "step-000011").exists(), 0.0),
         (lambda: (folder / "compare" / "sft_on_teacher_samples" / "run.json").exists(), 0.0),
     ]
-    before = tmp_path / "before"
     for reached, longest in moments:
-        if folder.exists():
-            shutil.copytree(folder, before)
-        for _ in range(TRIES):
-            delay, seen = generator.random() * longest, 0.0
-
-            def after_delay(reached: Callable[[], bool] = reached, delay: float = delay) -> bool:
-                nonlocal seen
-                if not seen and reached():
-                    seen = time.monotonic()
-                return bool(seen) and time.monotonic() - seen >= delay
-
-            if kill_when(start(recipe, folder), after_delay):
-                break
-            shutil.rmtree(folder)  # it came to its end before this process was let look at it
-            if before.exists():
-                shutil.copytree(before, folder)
-        else:
-            pytest.fail(f"it was killed too late {TRIES} times")
-        shutil.rmtree(before, ignore_errors=True)
-    process = start(recipe, folder)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
+        kill_when(born, recipe, folder, reached, lambda longest=longest: generator.random() * longest)  # type: ignore[misc]
+    run_here(recipe, f"output={folder}", resume=True)
     assert files_of(folder) == expected
     inner = Path("prepared") / "first" / "model" / "model.safetensors"
     assert (folder / inner).read_bytes() == (whole / inner).read_bytes()

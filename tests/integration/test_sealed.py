@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="network namespa
 ROOT = Path(__file__).parents[2]
 SPY = ROOT / "tests" / "plugins" / "spy.py"
 NOBODY = 65534
-SECONDS = 120.0  # after which something is stuck
+SECONDS = 600.0  # after which something is stuck
 
 
 def until(found: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from tests.servers.engine import EngineServer
 
 KILLS = 3
 NEW = 12
+ROWS = 4
 
 
 def drafts_of(run: Path) -> dict[str, list[int]]:
@@ -26,31 +27,44 @@ def drafts_of(run: Path) -> dict[str, list[int]]:
     return found
 
 
+def ends_with(prompt: list[int], tokens: list[int]) -> bool:
+    return prompt[-len(tokens) :] == tokens
+
+
 def test_killed_again_and_again(tmp_path: Path) -> None:
     settings = distill_settings(tmp_path)
     turnstile, over = Turnstile(), threading.Event()
     with EngineServer(settings["student"]["model"], turn=lambda: turnstile.passed(over)) as server:
         changes: dict[str, Any] = {
             "student.tune": "lora",
-            "rollout": {"kind": "vllm", "server": server.url, "max_new_tokens": NEW, "rows": 4},
+            "rollout": {"kind": "vllm", "server": server.url, "max_new_tokens": NEW, "rows": ROWS},
             "pool.staleness": 1,
         }
         recipe = write_recipe(tmp_path / "recipe.yaml", changed(settings, changes))
-        run, born, draws = tmp_path / "run", nursery(), random.Random(0)
+        run, words, born, draws = tmp_path / "run", tmp_path / "words", nursery(), random.Random(0)
         try:
             for _ in range(KILLS):
                 # The server is tried with 16 tokens first; so each comes into the middle of a step.
-                start_and_kill(born, recipe, turnstile, 16 + draws.randint(20, 40), tmp_path / "words")
+                begun = 16 + draws.randint(20, 40)
+                start_and_kill(born, recipe, turnstile, begun, words, ready=lambda: any(drafts_of(run).values()))
                 had, asked = drafts_of(run), len(server.asked)
                 assert any(had.values())
-                turnstile.let(16 + 3)
-                start_and_kill(born, recipe, turnstile, 16 + 3, tmp_path / "words")
-                again = [body["prompt"] for body in server.asked[asked + 1 :]]  # after the sentence it is tried with
-                now = drafts_of(run)
+                ends = set(server.asked[-1]["stop_token_ids"])
+                left = [tokens for tokens in had.values() if 0 < len(tokens) < NEW and tokens[-1] not in ends]
+
+                def asked_again(asked: int = asked) -> list[list[int]]:
+                    return [body["prompt"] for body in server.asked[asked + 1 :]]  # after what it is tried with
+
+                def all_went_on(left: list[list[int]] = left) -> bool:
+                    prompts = asked_again()
+                    return len(prompts) >= ROWS or all(any(ends_with(p, tokens) for p in prompts) for tokens in left)
+
+                start_and_kill(born, recipe, turnstile, 16 + 3, words, ready=all_went_on)
+                again, now = asked_again(), drafts_of(run)
                 for name, tokens in had.items():
                     assert now.get(name, tokens)[: len(tokens)] == tokens
-                for tokens in (tokens for tokens in had.values() if 0 < len(tokens) < NEW):
-                    went_on = [prompt for prompt in again if prompt[-len(tokens) :] == tokens]
+                for tokens in left:
+                    went_on = [prompt for prompt in again if ends_with(prompt, tokens)]
                     assert went_on, (tokens, again)
                     assert not any(prompt[: -len(tokens)] in again for prompt in went_on)  # none begins anew
             turnstile.let(10**6)

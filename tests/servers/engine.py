@@ -131,8 +131,9 @@ def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
             if model is None:
                 self._answer(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
                 return
-            number = len(server.asked)
-            server.asked.append(body)
+            with server._alone:
+                number = len(server.asked)
+                server.asked.append(body)
             self.send_response(200)
             self.send_header("content-type", "text/event-stream")
             self.send_header("connection", "close")

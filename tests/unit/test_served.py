@@ -45,7 +45,7 @@ from teachers.types import (
 from tests.models import tiny_model, tiny_tokenizer
 from tests.servers.scoring_server import KINDS, MODEL, Json, Refused, ScoringServer, ServerKind
 
-SECONDS = 30.0
+SECONDS = 300.0
 PROMPT = Chat((Message("user", "What is 2 + 3?"),))
 
 
