@@ -10,6 +10,9 @@ import pytest
 
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
+# What a run leaves open to others is looked at, and a user may close everything.
+os.umask(0o022)
+
 # A shell that starts this in the background ignores Ctrl-C in it, and a child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

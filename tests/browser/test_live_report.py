@@ -42,7 +42,8 @@ def go_on(run: Path, step: int) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({**lines[-1], "step": step, "loss": 0.125}) + "\n")
-    (run / "run.json").write_text(json.dumps({"status": "running"}))
+    (run / "run.new").write_text(json.dumps({"status": "running"}))
+    (run / "run.new").rename(run / "run.json")  # whole, as a run writes it: the server reads while this goes on
 
 
 def test_it_follows_the_run_and_keeps_the_readers_place(opened: Callable[..., Opened], run: Path, address: str) -> None:
@@ -82,5 +83,6 @@ def test_the_command_serves_until_ctrl_c(opened: Callable[..., Opened], run: Pat
         assert process.wait(timeout=60) == 0
     found.page.evaluate("live.ask()")
     expect(found.page.locator("#live")).to_contain_text("The server is gone")
+    found.page.close()  # which would ask again and again
     found.errors.clear()  # the browser says itself that nobody answered
     assert not (run / "report.html").exists()
