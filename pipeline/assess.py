@@ -23,7 +23,7 @@ from pipeline.evaluate import (
 )
 from pipeline.events import Event, happened
 from pipeline.files import append_line, read_json, read_lines, write_json, write_text
-from pipeline.gains import codebase_domains, gains_line, gains_table, sides_of
+from pipeline.gains import changes_of, codebase_domains, gains_line, gains_table, sides_of
 from pipeline.job import Job, Parts
 from pipeline.likeness import divergences
 from pipeline.loop import Loop
@@ -171,7 +171,12 @@ def conclude(
     measures = job.recipe.evaluation.measures
     inside = codebase_domains(job.recipe)
     sides = sides_of(scores, inside, measures) if inside else {}
-    result = evaluation_json(scores, left) | {"sides": sides, "tokens_trained": _tokens_trained(job.folder)}
+    changes = changes_of(scores, inside, measures) if inside else {}
+    result = evaluation_json(scores, left) | {
+        "sides": sides,
+        "changes": changes,
+        "tokens_trained": _tokens_trained(job.folder),
+    }
     if refusals:
         result |= {"refusals": refusals}
         job.display.note(f"unsafe requests refused: base {refusals['base']:.0%}, student {refusals['student']:.0%}")
@@ -187,7 +192,7 @@ def conclude(
     if sides.get("elsewhere", {}).get("score"):
         columns, means = gains_table(sides)
         job.display.table("the codebase, and what is kept elsewhere", columns, means)
-        job.display.note(gains_line(sides))
+        job.display.note(gains_line(sides, changes))
     share = result["share_of_specialists"]
     if share:
         job.display.note(

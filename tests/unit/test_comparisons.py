@@ -23,12 +23,17 @@ def codebase_recipe(*overrides: str) -> DistillRecipe:
 
 def test_plain_fine_tuning_is_on_the_codebases_own_references_at_equal_tokens() -> None:
     recipe = codebase_recipe("training.prompts_per_step=10")
-    made = sft_recipes(recipe, 12_345, {"line": 3, "body": 2, "general": 9})
+    made = sft_recipes(recipe, 12_345, {"line": 3, "body": 2, "general_line": 5, "general_body": 4})
     assert set(made) == {"sft_on_code"}
     sft = made["sft_on_code"]
     assert (sft.answers, sft.tokens) == ("reference", 12_345)
     assert sft.training.steps * 10 >= 12_345
-    assert {name: source.weight for name, source in sft.data.sources.items()} == {"line": 2, "body": 1, "general": 0}
+    assert {name: source.weight for name, source in sft.data.sources.items()} == {
+        "line": 2,
+        "body": 1,
+        "general_line": 0,
+        "general_body": 0,
+    }
     assert (sft.source, sft.student, sft.evaluation) == (recipe.source, recipe.student, recipe.evaluation)
     assert not sft.teachers
 
