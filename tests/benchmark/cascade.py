@@ -1,7 +1,7 @@
 """Quality for money: recipes/cascade.yaml, and its teachers asked in other ways, at equal student tokens, as a table.
 
-    python -m tests.benchmark.cascade [--folder runs/cascade] [--seeds 0 1 2] [--only cascade ...] [--errs 0.3]
-        [--set training.steps=20 ...]
+    python -m tests.benchmark.cascade [--folder runs/cascade] [--seeds 0 1 2] [--only cascade ...] [--errs 1]
+        [--among PATTERN] [--set training.steps=20 ...]
 
 Every variant starts from the same base and trains on as many answers to as many prompts. The teachers are servers on
 this machine: `pro` is never wrong; `flash` does not know a share of the questions (tests/servers/grader.py). Dollars
@@ -28,11 +28,13 @@ from teachers.records import records
 from teachers.types import Usage
 from tests.benchmark.corrections import Scores, difference, finished, mean, scores_in
 from tests.servers.chat_server import ChatServer, Manners
+from tests.servers.grader import Weakness
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "cascade.yaml"
 CHEAP, DEAR = "flash", "pro"
 REFERENCE = f"{DEAR} alone"
 BOTH = "both, always"
+HARD = "[a-z]{10}"  # ten letters or more to sort: six in ten of these questions, three in ten of all
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     REFERENCE: (f"routing={{kind: mixture, shares: {{{DEAR}: 1}}}}",),
     f"{CHEAP} alone": (f"routing={{kind: mixture, shares: {{{CHEAP}: 1}}}}",),
@@ -202,13 +204,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/cascade"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument(
-        "--errs", type=float, default=0.3, help="the share of questions that the cheap teacher misjudges"
-    )
+    parser.add_argument("--errs", type=float, default=1.0, help="the share of hard questions that flash does not know")
+    parser.add_argument("--among", default=HARD, metavar="PATTERN", help="what a hard question is known by")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for every variant")
     given = parser.parse_args()
     outcomes: dict[str, list[Outcome]] = {}
-    with ChatServer(Manners(CHEAP, errs=given.errs)) as cheap, ChatServer(Manners(DEAR)) as dear:
+    with (
+        ChatServer(Manners(CHEAP, weakness=Weakness(given.errs, given.among))) as cheap,
+        ChatServer(Manners(DEAR)) as dear,
+    ):
         urls = {CHEAP: cheap.url, DEAR: dear.url}
         for seed in given.seeds:
             for variant in given.only:
