@@ -398,7 +398,7 @@ def test_a_run_leaves_its_student_in_4_bits_and_resumes_exactly(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("architecture", "quantize", "optimizer"), [("qwen3", "int4", "adamw"), ("deepseek_v4", EXPERTS, "muon")]
+    ("architecture", "quantize", "optimizer"), [("qwen3", "int4", "adamw"), ("qwen3_moe", EXPERTS, "muon")]
 )
 def test_killed_and_resumed_it_is_the_run_that_was_not(
     architecture: Any, quantize: Any, optimizer: str, tmp_path: Path
