@@ -218,6 +218,7 @@ class _Record:
     overlap: tuple[Tensor, ...]
     mass: tuple[Tensor, ...]
     sharpness: tuple[Tensor, ...]
+    best: tuple[Tensor, ...]
 
     @staticmethod
     def of(hidden: Tensor, batch: TrainingBatch, dtype: torch.dtype) -> _Record:
@@ -225,15 +226,15 @@ class _Record:
             return torch.full((count,), torch.nan, dtype=dtype, device=hidden.device)
 
         n = hidden.shape[0]
-        per_target = [[blank(len(t.positions)) for t in batch.targets] for _ in range(4)]
+        per_target = [[blank(len(t.positions)) for t in batch.targets] for _ in range(5)]
         return _Record(
             blank(n).zero_(), blank(n).zero_(), blank(n), blank(n),
-            tuple(per_target[0]), tuple(per_target[1]), tuple(per_target[2]), tuple(per_target[3]),
+            *(tuple(values) for values in per_target),
         )  # fmt: skip
 
     def outputs(self, batch: TrainingBatch) -> tuple[TargetOutput, ...]:
-        columns = zip(batch.targets, self.divergence, self.overlap, self.mass, self.sharpness, strict=True)
-        return tuple(TargetOutput(t.teacher, t.positions, d, o, m, s) for t, d, o, m, s in columns)
+        columns = zip(batch.targets, self.divergence, self.overlap, self.mass, self.sharpness, self.best, strict=True)
+        return tuple(TargetOutput(t.teacher, t.positions, d, o, m, s, b) for t, d, o, m, s, b in columns)
 
 
 # ---- chunks: matrix products ----
@@ -351,6 +352,7 @@ def _run_block(
         if shown is not None:
             view.write(covered.index, measured.expected, positions[shown], covered.finite[part][shown])
         record.sharpness[covered.index][rows] = measured.sharpness.where(covered.finite[part], torch.nan)
+        record.best[covered.index][rows] = measured.best.where(covered.finite[part], torch.nan)
     if supervised:
         weights = batch.nll_weights[positions]
         term = nll_term(block.label_logprobs, block.labels)

@@ -30,7 +30,7 @@ LEAST_LOOPS = 3  # answers of the last RECENT steps; one or two that repeat them
 
 READ = (
     *("step", "length", "truncated", "repetition", "entropy", "overlap", "kl", "score"),
-    *("gradient_share", "domain_rows", "mass_in_support", "sharpness"),
+    *("gradient_share", "domain_rows", "mass_in_support", "sharpness", "grade", "advantage"),
 )
 
 
@@ -154,14 +154,34 @@ def _outside(window: Sequence[Line]) -> Iterator[Found]:
         yield None, 1 - fmean(recent)
 
 
-def _sharpness(which: str) -> Detector:
+def _sharpness(window: Sequence[Line]) -> Mapping[str, Mapping[str, float]]:
     """Of the last line: a teacher that answers so teaches nothing from the first step on."""
+    return (window[-1].get("sharpness") or {}) if window else {}
 
-    def found(window: Sequence[Line]) -> Iterator[Found]:
-        for teacher, value in (window[-1].get("sharpness") or {}).items() if window else ():
-            yield teacher, value[which]
 
-    return found
+def _flat(window: Sequence[Line]) -> Iterator[Found]:
+    return ((teacher, found["mean"]) for teacher, found in _sharpness(window).items())
+
+
+def _the_same(window: Sequence[Line]) -> Iterator[Found]:
+    """How far a teacher's answers differ: a distribution's best token is the same everywhere, by as much; all grades of
+    the last RECENT steps are one. All right, or all wrong, is what grades may say for that long, unless the prompts'
+    own checkers say of every domain that some are and some are not."""
+    for teacher, found in _sharpness(window).items():
+        if found["one_token"]:
+            yield teacher, found["deviation"]
+    recent = window[-RECENT:]
+    mixed = all(_is_mixed(line) for line in recent)
+    for teacher in sorted(recent[-1].get("grade") or {}) if len(recent) == RECENT else ():
+        rows = [(_at(line, ("grade", teacher)), _at(line, ("advantage", teacher))) for line in recent]
+        grades = [grade for grade, advantage in rows if grade is not None and advantage is not None]
+        if len(grades) == RECENT and (mixed or 0 < fmean(grades) < 1):
+            yield teacher, max(grades) - min(grades) + max(advantage for _, advantage in rows)
+
+
+def _is_mixed(line: Line) -> bool:
+    scores = line.get("score") or {}
+    return scores.keys() == line.get("domain_rows", {}).keys() and all(0 < score < 1 for score in scores.values())
 
 
 # By guard: what finds values, what is said of one beyond the threshold, whether beyond is below.
@@ -179,8 +199,8 @@ DETECTORS: Mapping[str, tuple[Detector, str, bool]] = {
     ),
     "mass": (_outside, "{value:.0%} of the student's mass lies outside of what the teachers give", False),
     "uniform": (
-        _sharpness("mean"), "{subject} finds all tokens equally good: its best is {value:.2g} nats above a mean one",
+        _flat, "{subject} finds all tokens equally good: its best is {value:.2g} nats above a mean one",
         True,
     ),
-    "stale": (_sharpness("deviation"), "{subject} gives the same answer at every token", True),
+    "stale": (_the_same, "{subject} gives the same answer whatever it is asked", True),
 }  # fmt: skip

@@ -164,6 +164,7 @@ class Measured(NamedTuple):
     overlap: Tensor
     mass: Tensor
     sharpness: Tensor
+    best: Tensor
     expected: Expected | None
 
 
@@ -224,14 +225,14 @@ def dense_target(
     lq, divergence = logits, target.divergence
     q, spare = (space.take(name, lq.shape, lq.dtype) for name in ("q", "spare"))
     probabilities_(lq, q)
-    overlap, sharpness = _overlap(student, _top(lq[student.compared])), _sharpness(student, lq)
+    overlap, best = _overlap(student, _top(lq[student.compared])), _best(student, lq)
     shown = expected(lq, student.labels, student.shown)
     if is_dense(divergence):
         value, mean = dense_(divergence, student.lp, student.p, lq, q, spare)
         pulls, counted = bounded(divergence, weights, value)
         gradient.add_dense(pulls, lq, mean)
         unknown = torch.full_like(value, torch.nan)
-        return Measured(weighted(weights, counted), value, overlap, unknown, sharpness, shown)
+        return Measured(weighted(weights, counted), value, overlap, unknown, *best, shown)
     if divergence.kind == "policy_gradient":
         label_lq = lq.gather(1, student.labels[:, None]).squeeze(1)
         term = policy_gradient_term(
@@ -240,7 +241,7 @@ def dense_target(
     else:
         kept_lq, ids = lq.topk(min(divergence.k, lq.shape[-1]))
         term = _top_k(student, target, ids, kept_lq, log_of_the_rest(q, ids))
-    return _sparse(weights, term, overlap, sharpness, shown, gradient)
+    return _sparse(weights, term, overlap, best, shown, gradient)
 
 
 def sparse_target(
@@ -249,8 +250,8 @@ def sparse_target(
     """A teacher that gives its top-k or the sampled token alone; rows (B,): where the signal has the block."""
     dtype = student.lp.dtype
     ids, logprobs = signal.ids[rows], signal.logprobs[rows].to(dtype)
-    best = logprobs[student.compared].topk(min(OVERLAP_K, ids.shape[-1], student.lp.shape[-1]), sorted=False).indices
-    overlap = _overlap(student, ids[student.compared].gather(1, best))
+    top = logprobs[student.compared].topk(min(OVERLAP_K, ids.shape[-1], student.lp.shape[-1]), sorted=False).indices
+    overlap = _overlap(student, ids[student.compared].gather(1, top))
     if target.divergence.kind == "policy_gradient":
         label_lq = signal.token_logprobs[rows].to(dtype)
         term = policy_gradient_term(
@@ -259,7 +260,7 @@ def sparse_target(
     else:
         term = _top_k(student, target, ids, logprobs, signal.log_tail[rows].to(dtype))
     shown = listed(signal, rows, student.shown)
-    return _sparse(weights, term, overlap, _sharpness(student, logprobs), shown, gradient)
+    return _sparse(weights, term, overlap, _best(student, logprobs, ids), shown, gradient)
 
 
 def graded_target(
@@ -271,7 +272,7 @@ def graded_target(
         target.divergence, student.label_logprobs, advantage, student.sampling_logprobs, student.labels
     )  # fmt: skip
     unknown = torch.full_like(advantage, torch.nan)
-    return _sparse(weights, term, unknown, unknown, None, gradient)
+    return _sparse(weights, term, unknown, Best(unknown, unknown), None, gradient)
 
 
 def _top_k(student: StudentBlock, target: Target, ids: Tensor, lq: Tensor, log_tail: Tensor) -> Sparse:
@@ -279,17 +280,26 @@ def _top_k(student: StudentBlock, target: Target, ids: Tensor, lq: Tensor, log_t
     return top_k_term(target.divergence, student.lp.gather(1, ids), student_tail, ids, lq, log_tail)
 
 
-def _sharpness(student: StudentBlock, logprobs: Tensor) -> Tensor:
-    """(B,) how far a teacher's best entry of logprobs (B, K) is above an equal share of the vocabulary, where overlaps
-    are measured too."""
-    found = torch.full_like(student.entropy, torch.nan)
+class Best(NamedTuple):
+    """A teacher's most probable entry (B,): how far it is above an equal share of the vocabulary, and which it is."""
+
+    sharpness: Tensor
+    token: Tensor
+
+
+def _best(student: StudentBlock, logprobs: Tensor, ids: Tensor | None = None) -> Best:
+    """Of logprobs (B, K), where overlaps are measured too. ids (B, K): whose they are; None: K is the vocabulary."""
+    found = Best(*(torch.full_like(student.entropy, torch.nan) for _ in Best._fields))
     if logprobs.shape[-1]:
-        found[student.compared] = logprobs[student.compared].amax(-1) + math.log(student.lp.shape[-1])
+        values, places = logprobs[student.compared].max(-1)
+        tokens = places if ids is None else ids[student.compared].gather(1, places[:, None]).squeeze(1)
+        found.sharpness[student.compared] = values + math.log(student.lp.shape[-1])
+        found.token[student.compared] = tokens.to(found.token.dtype)
     return found
 
 
 def _sparse(
-    weights: Tensor, term: Sparse, overlap: Tensor, sharpness: Tensor, shown: Expected | None, gradient: Gradient
+    weights: Tensor, term: Sparse, overlap: Tensor, best: Best, shown: Expected | None, gradient: Gradient
 ) -> Measured:
     gradient.add_sparse(weights, term)
-    return Measured(weighted(weights, term.value), term.shown, overlap, term.mass, sharpness, shown)
+    return Measured(weighted(weights, term.value), term.shown, overlap, term.mass, *best, shown)

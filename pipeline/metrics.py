@@ -69,6 +69,8 @@ def collect(sums: Sums, batch: TrainingBatch, output: StepOutput) -> None:
             continue
         sums.add(f"sharpness/{target.teacher}", target.sharpness)
         sums.add(f"sharpness squared/{target.teacher}", target.sharpness.double().square())
+        sums.add(f"best/{target.teacher}", target.best.double())
+        sums.add(f"best squared/{target.teacher}", target.best.double().square())
         sums.add("overlap", target.overlap)
         sums.add("mass_in_support", target.mass)
         group = batch.group[target.positions]
@@ -146,11 +148,17 @@ def _gradient_share(sums: Sums) -> dict[str, Any]:
 
 
 def _sharpness(sums: Sums) -> dict[str, Any]:
-    """sharpness: by teacher, how far its most probable token is above an equal share of the vocabulary, in nats, and
-    how much that differs from token to token; of those that were seen at LEAST_SEEN tokens."""
+    """sharpness: by teacher, how far its most probable token is above an equal share of the vocabulary, in nats, how
+    much that differs from token to token, and whether that token is ever another one; of those that were seen at
+    LEAST_SEEN tokens."""
     means, squares = _means(sums, "sharpness/"), _means(sums, "sharpness squared/")
+    best, best_squares = _means(sums, "best/"), _means(sums, "best squared/")
     found = {
-        teacher: {"mean": mean, "deviation": sqrt(max(0.0, squares[teacher] - mean**2))}
+        teacher: {
+            "mean": mean,
+            "deviation": sqrt(max(0.0, squares[teacher] - mean**2)),
+            "one_token": best_squares[teacher] == best[teacher] ** 2,  # exact: sums of whole numbers below 2^53
+        }
         for teacher, mean in means.items()
         if sums.count[f"sharpness/{teacher}"] >= LEAST_SEEN
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib.util import find_spec
 from math import cos, pi
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from pipeline import recipe_optimizer as recipe
-from pipeline.errors import RunError
 from pipeline.muon import Muon
 from pipeline.quantize.rounded import Rounded, by_parameter
 from teachers.shards import in_shards_of
@@ -51,10 +49,7 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 def build_optimizer(student: nn.Module, training: Training) -> Optimizer:
     """The recipe's optimizer over the student's trainable parameters, with fp32 copies of those in half precision or
-    quantized.
-
-    Raises RunError where it needs a package that is not installed.
-    """
+    quantized."""
     chosen, rate = training.optimizer, training.learning_rate
     groups = parameter_groups(student, training.weight_decay)
     build: Build
@@ -90,14 +85,8 @@ def _loading(build: Build) -> Build:
 
 
 def adamw_8bit(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> Optimizer:
-    """torchao's, for moments of 4096 entries or more; smaller ones stay in fp32.
-
-    Raises RunError where torchao is not installed.
-    """
-    if find_spec("torchao") is None:
-        raise RunError(
-            "training.optimizer: adamw_8bit needs torchao, which is not installed; pip install torchao, or write adamw"
-        )
+    """torchao's, for moments of 4096 entries or more; smaller ones stay in fp32. That it is there is seen to before a
+    run (`packages.py`)."""
     from torchao.optim import AdamW8bit
 
     optimizer: Optimizer = AdamW8bit(groups, lr=lr, betas=betas, eps=EPS)

@@ -48,7 +48,7 @@ class Guards(Section):
     gradient: Guard | None = _guard(10, "balance", "a domain's gradient per row over that of the others, times")
     mass: Guard | None = _guard(0.5, "warn", "share of the student's mass outside of the teachers' top k")
     uniform: Guard | None = _guard(0.05, "stop", "nats; a teacher whose best tokens are no more above equal ones")
-    stale: Guard | None = _guard(1e-6, "warn", "nats; a teacher whose answers differ no more from token to token")
+    stale: Guard | None = _guard(1e-6, "warn", "nats, or of grades; a teacher whose answers are the same to everything")
     refusals: Guard | None = _guard(0.1, "warn", "share of unsafe requests refused by the base and not by the student")
     rate_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="lowered rates are multiplied by it")
     rollbacks: int = Field(3, ge=0, description="of a run at most; the next one stops it")

@@ -25,6 +25,7 @@ from pipeline.job import Job, Parts, build_loop, load_parts, whole_student
 from pipeline.keeping import restore_state
 from pipeline.loop import Loop, State
 from pipeline.mixing import MixState
+from pipeline.packages import missing_packages
 from pipeline.preflight import preflight
 from pipeline.privacy import TERMS, examine_all, mark_run, terms
 from pipeline.ranks import world_of
@@ -35,7 +36,7 @@ from pipeline.report.page import write_report
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.sharding import make_accelerator
-from pipeline.tracking import leaks, open_tracking, require_installed
+from pipeline.tracking import leaks, open_tracking
 from pipeline.trainer import advance, peak_bytes, train
 from teachers.shards import whole
 
@@ -43,6 +44,8 @@ from teachers.shards import whole
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
     """Runs a recipe to its end and returns its directory. Raises TutelageError for everything a user can mend."""
     require_lawful(loaded, display)
+    if missing := missing_packages(loaded):
+        raise RunError("\n".join(missing))
     display.title(loaded.output.name)
     return _run(loaded, loaded.output, {}, resume=resume, extend=extend, display=display)
 
@@ -171,7 +174,6 @@ def require_lawful(loaded: LoadedRecipe, display: Display) -> None:
         display.warn(warning)
     if problems := (*found.problems, *leaks(loaded)):
         raise RunError("\n".join(problems))
-    require_installed(loaded.recipe.tracking)
 
 
 # ---- check ----
@@ -183,6 +185,11 @@ def check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) 
     Raises TutelageError or TeacherError for what would stop a run.
     """
     require_lawful(loaded, display)
+    if missing := missing_packages(loaded):
+        if not offline:
+            raise RunError("\n".join(missing))
+        for line in missing:  # a recipe is looked at where it will not run, too
+            display.warn(line)
     _check(loaded, loaded.output, {}, offline=offline, step=step, display=display)
 
 

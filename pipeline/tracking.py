@@ -15,7 +15,6 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import RunError
 from pipeline.privacy import guard_of, origins, parts_of
 from teachers.guard import host_of
 
@@ -64,15 +63,13 @@ def leaks(loaded: LoadedRecipe) -> list[str]:
     return list(found)
 
 
-def require_installed(trackers: Sequence[str]) -> None:
-    """Raises RunError for a tracker whose package is missing, or which would stop to ask for a key."""
-    for name in trackers:
-        if find_spec(name) is None:
-            raise RunError(
-                f'tracking: {name} is not installed; pip install -e ".[{name}]", or leave {name} out of tracking'
-            )
-        if name == "wandb" and where(name) == WANDB and not _knows_wandb():
-            raise RunError("tracking: wandb has no key; set WANDB_API_KEY, or WANDB_MODE=offline to keep it here")
+def unusable(tracker: str) -> str | None:
+    """What is wrong with a tracker whose package is missing, or which would stop to ask for a key."""
+    if find_spec(tracker) is None:
+        return f'{tracker} is not installed; pip install -e ".[{tracker}]", or leave {tracker} out of tracking'
+    if tracker == "wandb" and where(tracker) == WANDB and not _knows_wandb():
+        return "wandb has no key; set WANDB_API_KEY, or WANDB_MODE=offline to keep it here"
+    return None
 
 
 def _knows_wandb() -> bool:
@@ -103,9 +100,8 @@ class Tracking:
 def open_tracking(trackers: Sequence[str], folder: Path, step: int) -> Tracking:
     """Starts the trackers of the run in `folder`, which goes on after `step`; its main process alone should.
 
-    tensorboard and wandb write inside of the run's directory, trackio where it always does. Raises RunError.
+    tensorboard and wandb write inside of the run's directory, trackio where it always does.
     """
-    require_installed(trackers)
     return Tracking([_started(name, folder, step) for name in trackers])
 
 

@@ -216,7 +216,8 @@ class TargetOutput:
     divergence (n,) fp32: the value per token, before weights; for a grade the importance ratio as it counted. overlap
     (n,) fp32: the share of the student's top-k that is in the teacher's, NaN where it was not measured. mass (n,) fp32:
     the student's probability on the teacher's kept entries; NaN where there are none. sharpness (n,) fp32: nats from an
-    equal share of the vocabulary to the teacher's most probable entry, NaN where it was not measured.
+    equal share of the vocabulary to the teacher's most probable entry, and best (n,) fp32 that entry's id; NaN where
+    they were not measured.
     """
 
     teacher: str
@@ -225,6 +226,7 @@ class TargetOutput:
     overlap: Tensor
     mass: Tensor
     sharpness: Tensor
+    best: Tensor
 
 
 @dataclass(frozen=True, eq=False)

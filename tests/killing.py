@@ -2,7 +2,7 @@
 
 Where it asks others, how far it comes is counted in its questions and not in seconds, so it is the same on any machine:
 who has none left waits at the turnstile, however late the killer is. Else it is killed by what is on the disk, and if
-the killer was too late the run begins once more from what was there before.
+the killer was too late the run begins once more from what was there before; or by itself, where a step would update.
 """
 
 from __future__ import annotations
@@ -11,17 +11,48 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-from tests.runs import run_here
+from tests.runs import environment, run_here
 from tests.servers.chat_server import Turnstile
 
 TRIES = 10
 PATIENCE = 100.0  # seconds
 _IMPORTED = ("pipeline.run", "openai", "peft", "transformers.models.qwen3.modeling_qwen3")
+
+
+# The step's rollouts are on disk then, and not its update.
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import trainer
+from tests.runs import run_here
+
+update = trainer.update
+
+def killed(loop, rows, step, rate, early):
+    if step == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(loop, rows, step, rate, early)
+
+trainer.update = killed
+run_here(Path(sys.argv[1]), f"output={sys.argv[2]}")
+"""
+
+
+def run_until_killed(recipe: Path, folder: Path, step: int) -> None:
+    """Runs it into `folder`, as a process that gets SIGKILL where `step` would update. Raises AssertionError where it
+    ends before, with what it said."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(recipe), str(folder), str(step)],
+        env=environment(), cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
 def nursery() -> ForkServerContext:

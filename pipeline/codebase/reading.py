@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
@@ -30,7 +30,7 @@ from pipeline.codebase.readings import (
     version_of,
 )
 from pipeline.codebase.summary import commonest
-from pipeline.codebase.types import Code, LeftOut, SourceFile
+from pipeline.codebase.types import Code, Language, LeftOut, SourceFile
 from pipeline.errors import DataError
 from pipeline.recipe import Codebase
 
@@ -117,6 +117,20 @@ def _choose(config: Codebase, listing: Listing) -> tuple[list[Wanted], list[Left
         else:
             wanted.append(Wanted(entry, language, is_document(entry.path)))
     return wanted, left_out
+
+
+def languages_of(config: Codebase, folder: Path, among: Collection[Language]) -> list[Language]:
+    """Which of these languages the codebase has files of that would be parsed. Arguments and errors: as `read_code`."""
+    listing = list_files(locate(config.path, folder))
+    found: list[Language] = []
+
+    def met(_: str, language: Language) -> None:
+        found.append(language)
+
+    for each in _choose(config, listing)[0]:
+        if each.language in among and each.language not in found:
+            read_file(listing.root, each, met)
+    return found
 
 
 # ---- reading them ----

@@ -134,6 +134,7 @@ OUTCOMES = {
     "matched": ("✓", "as good as its teacher", "good"),
     "partly": ("◐", "on its way", "half"),
     "unmoved": ("○", "did not work", "bad"),
+    "untold": ("?", "cannot be told", "open"),
     "lost": ("▼", "got worse", "bad"),
     "kept": ("=", "kept", "good"),
     "gained": ("▲", "better", "good"),

@@ -11,9 +11,12 @@ import numpy as np
 from pipeline.report.read import Line, Run, is_number, newest, section
 from pipeline.statistics import mean_interval, paired_difference, percentiles, resampled_means
 
-Outcome = Literal["beyond", "matched", "partly", "unmoved", "lost", "kept", "gained", "open"]
+Outcome = Literal["beyond", "matched", "partly", "unmoved", "untold", "lost", "kept", "gained", "open"]
 GOOD: tuple[Outcome, ...] = ("beyond", "matched", "kept", "gained")
+LEAST_GAIN = 0.05  # of a teacher over the base: where it is surely less, there was nothing to learn
+HALF = 0.5  # of a gain: who surely has less of it did not learn, also where it is too little to be told from nothing
 BASE, TEACHER, STUDENT, OTHER = "base", "teacher", "student", "other"
+UNTOLD = "Whether it worked cannot be told"
 NAMES = {
     "base_with_context": "base, shown context",
     "parameter_average": "teachers' weights averaged",
@@ -146,8 +149,8 @@ def _domain(name: str, models: Sequence[Model]) -> Domain:
     gain = difference(teacher, base) if teacher else None
     behind = difference(student, teacher) if teacher else None
     recovered = _recovered(base, teacher, student) if teacher and gain and gain.low > 0 else None
-    outcome = _outcome(change, gain, behind)
-    said = _sentence(name, outcome, base, teacher, student)
+    outcome = _outcome(change, gain, behind, recovered)
+    said = _sentence(name, outcome, base, teacher, student, prompts)
     return Domain(name, tuple(models), prompts, outcome, recovered, change, said)
 
 
@@ -159,18 +162,23 @@ def difference(first: Model, second: Model) -> Estimate | None:
     return Estimate(*paired_difference([first.scores[k] for k in common], [second.scores[k] for k in common]))
 
 
-def _outcome(change: Estimate | None, gain: Estimate | None, behind: Estimate | None) -> Outcome:
-    """What the intervals of the paired differences say; a difference whose interval holds 0 counts as none."""
+def _outcome(
+    change: Estimate | None, gain: Estimate | None, behind: Estimate | None, recovered: Estimate | None
+) -> Outcome:
+    """What the intervals of the paired differences say. A difference whose interval holds 0 is not known to be one; nor
+    is it known to be none, where the interval is wide."""
     if change is None:
         return "open"
     if change.high < 0:
         return "lost"
     if gain is None or behind is None:
         return "gained" if change.low > 0 else "unmoved"
+    if gain.low <= 0 and change.low > 0:
+        return "gained"
     if gain.low <= 0:
-        return "gained" if change.low > 0 else "kept"
+        return "untold" if gain.value > 0 and gain.high > LEAST_GAIN else "kept"
     if change.low <= 0:
-        return "unmoved"
+        return "untold" if recovered is not None and recovered.high >= HALF else "unmoved"
     if behind.low > 0:
         return "beyond"
     return "matched" if behind.high >= 0 else "partly"
@@ -199,7 +207,7 @@ def _share(means: Any, drawn: Any) -> Estimate | None:
     return Estimate(float((means[2] - means[0]) / (means[1] - means[0])), *percentiles(shares))
 
 
-def _sentence(name: str, outcome: Outcome, base: Model, teacher: Model | None, student: Model) -> str:
+def _sentence(name: str, outcome: Outcome, base: Model, teacher: Model | None, student: Model, prompts: int) -> str:
     went = f"from {base.score.value:.3f} to {student.score.value:.3f}"
     aim = f"; the teacher has {teacher.score.value:.3f}" if teacher else ""
     return {
@@ -207,6 +215,8 @@ def _sentence(name: str, outcome: Outcome, base: Model, teacher: Model | None, s
         "matched": f"The student went {went}, level with its teacher but for chance{aim}.",
         "partly": f"The student went {went} and is still behind{aim}.",
         "unmoved": f"It did not work here: {went} is no more than chance{aim}.",
+        "untold": f"Cannot be told: {went} may be chance, and may be much of what its teacher adds{aim}. More held-out "
+        f"prompts than {prompts:,} would tell.",
         "lost": f"It got worse here, {went}{aim}.",
         "kept": f"The teacher is no better than the base here, so there was nothing to learn; kept, {went}.",
         "gained": f"The student went {went}{aim}.",
@@ -249,23 +259,30 @@ def _headline(run: Run, domains: Sequence[Domain], recovered: Estimate | None) -
         if gained and bad:
             headline = "Better in some domains, not in others"
         elif not gained and not bad:
-            headline = "The student kept what the base could do"
+            untold = any(domain.outcome == "untold" for domain in judged)
+            headline = UNTOLD if untold else "The student kept what the base could do"
+            return headline, f"{went}{_names_bad(judged)}", None if untold else False
         return headline, f"{went}{_names_bad(judged)}", bool(gained) and not bad
     share = percent(recovered.value)
     headline = f"The student has {share} of what its teachers add"
-    if recovered.value < 0.5:
+    if recovered.low <= 0 and recovered.high >= HALF and not bad:
+        headline = UNTOLD
+    elif recovered.value < 0.5:
         headline = (
             f"The student has only {share} of what its teachers add" if recovered.value > 0 else "It did not work"
         )
     band = f" The share is between {percent(recovered.low)} and {percent(recovered.high)}, with 95% confidence."
     behind = f" Still behind its teacher in {_and(partly)}." if partly else ""
-    return headline, f"{went}{band}{behind}{_names_bad(judged)}", not bad and recovered.low > 0.5
+    worked = None if headline == UNTOLD else not bad and recovered.low > 0.5
+    return headline, f"{went}{band}{behind}{_names_bad(judged)}", worked
 
 
 def _names_bad(domains: Sequence[Domain]) -> str:
     said = ""
     if names := [domain.name for domain in domains if domain.outcome == "unmoved"]:
         said += f" It did not work in {_and(names)}."
+    if names := [domain.name for domain in domains if domain.outcome == "untold"]:
+        said += f" It cannot be told whether it worked in {_and(names)}: too few prompts."
     if names := [domain.name for domain in domains if domain.outcome == "lost"]:
         said += f" It got worse in {_and(names)}."
     return said

@@ -1,12 +1,13 @@
 """Quality for money: recipes/cascade.yaml, and its teachers asked in other ways, at equal student tokens, as a table.
 
-    python -m tests.benchmark.cascade [--folder runs/cascade] [--seeds 0 1 2] [--only cascade ...] [--errs 0.3]
-        [--set training.steps=20 ...]
+    python -m tests.benchmark.cascade [--folder runs/cascade] [--seeds 0 1 2] [--only cascade ...] [--errs 1]
+        [--among PATTERN] [--set training.steps=20 ...]
 
 Every variant starts from the same base and trains on as many answers to as many prompts. The teachers are servers on
-this machine: `pro` is never wrong; `flash` does not know a share of the questions (tests/servers/grader.py). Dollars
-are what each run's ledger charges at DeepSeek's prices of April 2026; beside them stands what the same tokens came to
-where the dear teacher cost what Claude Opus 4.6 did then. Variants that are finished in the folder are not run again.
+this machine: `pro` is never wrong; `flash` does not know the hard questions (tests/servers/grader.py): of half of them
+it says so, in the others it takes a wrong answer for the right one. Dollars are what each run's ledger charges at
+DeepSeek's prices of April 2026; beside them stands what the same tokens came to where the dear teacher cost what Claude
+Opus 4.6 did then. Variants that are finished in the folder are not run again.
 
 A second table needs no training: from the answers that both gave to everything, recorded in the journal of the variant
 that asks both, what other rules would have cost, and how often the answer that counts is the dear teacher's.
@@ -28,11 +29,13 @@ from teachers.records import records
 from teachers.types import Usage
 from tests.benchmark.corrections import Scores, difference, finished, mean, scores_in
 from tests.servers.chat_server import ChatServer, Manners
+from tests.servers.grader import Weakness
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "cascade.yaml"
 CHEAP, DEAR = "flash", "pro"
 REFERENCE = f"{DEAR} alone"
 BOTH = "both, always"
+HARD = "[a-z]{10}"  # ten letters or more to sort: six in ten of these questions, three in ten of all
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     REFERENCE: (f"routing={{kind: mixture, shares: {{{DEAR}: 1}}}}",),
     f"{CHEAP} alone": (f"routing={{kind: mixture, shares: {{{CHEAP}: 1}}}}",),
@@ -40,7 +43,10 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "cascade": (),
     "cascade without checker": (f"routing={{kind: cascade, order: [{CHEAP}, {DEAR}], checker: false}}",),
 }
-COLUMNS = ("asked", "score", f"above {REFERENCE}", "student tokens", f"answered by {DEAR}", "dollars", "with Opus 4.6")
+COLUMNS = (
+    *("asked", "score", "by seed", f"above {REFERENCE}", "student tokens", f"answered by {DEAR}"),
+    *("dollars", "saved", "with Opus 4.6", "saved"),
+)
 
 
 class Outcome(NamedTuple):
@@ -98,21 +104,28 @@ def outcome(place: Path) -> Outcome:
 
 
 def row(variant: str, found: Sequence[Outcome], reference: Sequence[Outcome] | None, opus: Tariff) -> tuple[str, ...]:
-    """Costs are means over the runs."""
+    """Costs are means over the runs; what is saved is against those of the reference."""
     students = [one.student for one in found]
     score, low, high = mean(students)
-    above = "–"
-    if reference is not None and reference is not found:
-        above = "{:+.3f} [{:+.2f}, {:+.2f}]".format(*difference(students, [one.student for one in reference]))
+    by_seed = ", ".join(f"{mean([student])[0]:.3f}" for student in students)
     count = len(found)
-    dollars = sum((one.dollars for one in found), Decimal(0)) / count
-    dearer = sum((one.with_another(opus) for one in found), Decimal(0)) / count
     share = sum(one.dear_share for one in found) / count
     tokens = sum(one.tokens for one in found) // count
+    costs = _costs(found, opus)
+    above, saved = "–", ["–", "–"]
+    if reference is not None and reference is not found:
+        above = "{:+.3f} [{:+.2f}, {:+.2f}]".format(*difference(students, [one.student for one in reference]))
+        saved = [f"{1 - cost / all_of_it:.0%}" for cost, all_of_it in zip(costs, _costs(reference, opus), strict=True)]
     return (
-        *(variant, f"{score:.3f} [{low:.2f}, {high:.2f}]", above, f"{tokens:,}", f"{share:.0%}"),
-        *(f"{dollars:.2f}", f"{dearer:.2f}"),
+        *(variant, f"{score:.3f} [{low:.2f}, {high:.2f}]", by_seed, above, f"{tokens:,}", f"{share:.0%}"),
+        *(f"{costs[0]:.2f}", saved[0], f"{costs[1]:.2f}", saved[1]),
     )
+
+
+def _costs(found: Sequence[Outcome], opus: Tariff) -> tuple[Decimal, Decimal]:
+    """Mean dollars of a run, and had the dear teacher cost what Opus 4.6 did."""
+    dollars = sum((one.dollars for one in found), Decimal(0))
+    return dollars / len(found), sum((one.with_another(opus) for one in found), Decimal(0)) / len(found)
 
 
 # ---- from recorded answers ----
@@ -202,13 +215,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/cascade"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument(
-        "--errs", type=float, default=0.3, help="the share of questions that the cheap teacher misjudges"
-    )
+    parser.add_argument("--errs", type=float, default=1.0, help="the share of hard questions that flash does not know")
+    parser.add_argument("--among", default=HARD, metavar="PATTERN", help="what a hard question is known by")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for every variant")
     given = parser.parse_args()
     outcomes: dict[str, list[Outcome]] = {}
-    with ChatServer(Manners(CHEAP, errs=given.errs)) as cheap, ChatServer(Manners(DEAR)) as dear:
+    with (
+        ChatServer(Manners(CHEAP, weakness=Weakness(given.errs, given.among))) as cheap,
+        ChatServer(Manners(DEAR)) as dear,
+    ):
         urls = {CHEAP: cheap.url, DEAR: dear.url}
         for seed in given.seeds:
             for variant in given.only:
@@ -217,7 +232,7 @@ def main() -> None:
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---" * len(COLUMNS) + "|")
     first = outcomes[given.only[0]]
-    print("| nobody: the base | {:.3f} [{:.2f}, {:.2f}] |".format(*mean([one.base for one in first])) + " |" * 5)
+    print("| nobody: the base | {:.3f} [{:.2f}, {:.2f}] |".format(*mean([one.base for one in first])) + " |" * 8)
     for variant, found in outcomes.items():
         print("| " + " | ".join(row(variant, found, outcomes.get(REFERENCE), opus_tariff())) + " |")
     if BOTH in outcomes:

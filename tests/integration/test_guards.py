@@ -43,7 +43,7 @@ def last(run: Path, name: str) -> float:
 
 
 ROLLS_BACK: dict[str, Any] = {"repetition": "roll_back", "rate_factor": 0.3}
-ALWAYS = {"threshold": 100}  # nats, of `stale`: every teacher's answers differ by less
+ALWAYS = {"threshold": 100}  # nats, of `uniform`: no teacher is so sure
 
 
 def test_teachers_that_pull_to_repetition(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_teachers_that_pull_to_repetition(tmp_path: Path) -> None:
 
 
 def test_roll_backs_come_to_an_end(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"^step \d+: \w+ gives the same .* 2 roll-backs did not help; start") as said:
-        made(tmp_path, repeating(tmp_path), "run", {"stale": ALWAYS | {"action": "roll_back"}, "rollbacks": 2})
+    with pytest.raises(RunError, match=r"^step \d+: \w+ finds all .* 2 roll-backs did not help; start") as said:
+        made(tmp_path, repeating(tmp_path), "run", {"uniform": ALWAYS | {"action": "roll_back"}, "rollbacks": 2})
     assert "\n" not in str(said.value)
     backs = events(tmp_path / "run", "rollback")
     assert [each["attempt"] for each in backs] == [0, 1]
@@ -107,7 +107,7 @@ def test_a_domain_with_dominating_gradients_is_balanced(tmp_path: Path) -> None:
 
 LASTING = {
     "balance": (one_sided, {"gradient": 3}),
-    "lower_rate": (repeating, {"stale": ALWAYS | {"action": "lower_rate"}}),
+    "lower_rate": (repeating, {"uniform": ALWAYS | {"action": "lower_rate"}}),
 }
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,28 +11,8 @@ from torch import Tensor
 from pipeline.checkpoint import list_checkpoints
 from pipeline.files import read_lines
 from tests.integration.test_resume import files_of
-from tests.runs import Settings, changed, distill_settings, environment, run_here, write_recipe
-
-# A run that is killed where step 5 would update: its rollouts are on disk, and the last checkpoint is that of step 4.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from pipeline import trainer
-from tests.runs import run_here
-
-update = trainer.update
-
-def killed(loop, rows, step, rate, early):
-    if step == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return update(loop, rows, step, rate, early)
-
-trainer.update = killed
-run_here(Path(sys.argv[1]), f"output={sys.argv[2]}")
-"""
-
-
-ROOT = Path(__file__).parents[2]
+from tests.killing import run_until_killed
+from tests.runs import Settings, changed, distill_settings, run_here, write_recipe
 
 
 def settings_for(folder: Path, optimizer: str, tune: str, architecture: str = "qwen3") -> Settings:
@@ -71,9 +48,7 @@ def test_killed_and_resumed(tmp_path: Path, optimizer: str, tune: str, architect
     recipe = write_recipe(tmp_path / "recipe.yaml", settings_for(tmp_path, optimizer, tune, architecture))
     whole = run_here(recipe, f"output={tmp_path / 'whole'}")
     folder = tmp_path / "killed"
-    call = [sys.executable, "-c", KILLED, str(recipe), str(folder)]
-    ended = subprocess.run(call, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    run_until_killed(recipe, folder, step=5)
     assert list_checkpoints(folder / "checkpoints")[-1].name == "step-000004"
     run_here(recipe, f"output={folder}", resume=True)
     assert files_of(folder) == files_of(whole)

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline import recipe
+from pipeline.checkpoint import newest_step
 from pipeline.errors import ModelError, RunError
 from pipeline.export.form import Form
 from pipeline.export.weights import kinds_of, write_weights
@@ -29,6 +30,8 @@ from pipeline.student import Student, load_student
 from pipeline.student_state import load_trainable_state, trainable_state
 from pipeline.types import Prompt
 from teachers.types import RawText
+from tests.integration.test_resume import SAME
+from tests.killing import run_until_killed
 from tests.models import CONTEXT, save_tiny, tiny_tokenizer
 from tests.runs import changed, distill_settings, run_here, tutelage, write_recipe
 
@@ -392,6 +395,35 @@ def test_a_run_leaves_its_student_in_4_bits_and_resumes_exactly(tmp_path: Path) 
     assert exported.returncode == 0, exported.stderr
     half = plain_of(str(parts / "export" / "quantized"))
     assert (half.get_input_embeddings().weight - plain.get_input_embeddings().weight).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("architecture", "quantize", "optimizer"), [("qwen3", "int4", "adamw"), ("qwen3_moe", EXPERTS, "muon")]
+)
+def test_killed_and_resumed_it_is_the_run_that_was_not(
+    architecture: Any, quantize: Any, optimizer: str, tmp_path: Path
+) -> None:
+    """Killed in step 5; the last checkpoint is that of step 4. What learns behind the rounded weights is in it."""
+    settings = changed(
+        distill_settings(tmp_path, architecture),
+        {"student.quantize": quantize, "training.optimizer": optimizer, "training.steps": 6, "output": None},
+    )
+    path = write_recipe(tmp_path / "recipe.yaml", settings)
+    whole = run_here(path, f"output={tmp_path / 'whole'}")
+    killed = tmp_path / "killed"
+    run_until_killed(path, killed, step=5)
+    assert newest_step(killed / "checkpoints") == 4
+    resumed = run_here(path, f"output={killed}", resume=True)
+    weights = "checkpoints/step-000006/weights.safetensors"
+    for name in (*SAME, "quantized/model.safetensors", weights):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+    rounded = student_of(settings["student"]["model"], quantize)
+    with safe_open(whole / weights, "pt") as file:
+        for each in rounded.rounded:
+            learned = file.get_tensor(f"model.{each.place.name}")
+            assert not torch.equal(learned, each.master)  # it has moved
+            in_4_bits = encoded(learned.transpose(-1, -2) if each.place.transposed else learned, each.grid).values()
+            assert not torch.equal(learned, in_4_bits)  # and is kept whole
 
 
 def test_shards_are_refused_before_anything_is_loaded() -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from tests.servers import faults
 from tests.servers.faults import Fault, Plan, asked_for, spoiled
-from tests.servers.grader import in_prose, reply_to, text_of
+from tests.servers.grader import ALL_KNOWING, Weakness, in_prose, reply_to, text_of
 
 _BLOCK = 64  # bytes of a prompt that are cached together
 
@@ -38,8 +38,8 @@ class Manners:
 
     formats: what an answer can be held to. limit: the field for the most tokens of an answer; the other is refused.
     temperatures: those it takes, None: any. thinks: reasoning beside the answer. key: what has to be sent as the
-    bearer's, None: anything. partial: whether an answer with a right beginning scores more than 0. errs: the share of
-    questions that it does not know.
+    bearer's, None: anything. partial: whether an answer with a right beginning scores more than 0. weakness: what it
+    does not know.
     """
 
     model: str = "grader"
@@ -51,7 +51,7 @@ class Manners:
     retry_after: float = 0.05
     slow_seconds: float = 0.2
     partial: bool = False
-    errs: float = 0.0
+    weakness: Weakness = ALL_KNOWING
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class ChatServer:
         system, material = texts.get("system", ""), texts.get("user", "")
         schema = wanted["json_schema"]["schema"] if wanted["type"] == "json_schema" else None
         keys = schema and schema["required"]
-        reply = reply_to(system, material, keys, partial=self.manners.partial, errs=self.manners.errs)
+        reply = reply_to(system, material, keys, partial=self.manners.partial, weakness=self.manners.weakness)
         message = {"role": "assistant", "content": in_prose(reply) if wanted["type"] == "text" else reply}
         thinking = 'It may be {"score": 0.5, "feedback": "a draft", "rewrite": null}.' if self.manners.thinks else ""
         message |= {"reasoning_content": thinking} if thinking else {}
@@ -388,6 +388,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--scorer", help="the folder of a model that scores texts as vLLM does")
     parser.add_argument("--partial", action="store_true", help="credit for a right beginning")
     parser.add_argument("--errs", type=float, default=0.0, help="the share of questions that it does not know")
+    parser.add_argument("--among", default="", metavar="PATTERN", help="of those in which this is found")
     parser.add_argument("--formats", nargs="*", default=list(Manners().formats))
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     scorer = None
@@ -395,7 +396,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
         from tests.servers.scorer import scorer_of
 
         scorer = scorer_of(chosen.scorer)
-    manners = Manners(model=chosen.model, formats=tuple(chosen.formats), partial=chosen.partial, errs=chosen.errs)
+    weakness = Weakness(chosen.errs, chosen.among)
+    manners = Manners(model=chosen.model, formats=tuple(chosen.formats), partial=chosen.partial, weakness=weakness)
     plan = Plan(chosen.faults, chosen.seed, tuple(chosen.only))
     with ChatServer(manners, plan=plan, scorer=scorer, port=chosen.port) as server:
         print(server.url, flush=True)

@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from hashlib import sha256
 
 _PART = re.compile(r"^<(\w+) ([0-9a-f]+)>\n(.*?)\n</\1 \2>$", re.DOTALL | re.MULTILINE)
 _KEYS = ("feedback", "score", "rewrite")
+_QUESTIONS = ("user", "text")  # the parts that say what was asked
 
 Said = tuple[str, float, str | None]  # feedback, score, rewrite
 
@@ -19,11 +21,27 @@ def parts_of(material: str) -> dict[str, str]:
     return {match[1]: match[3] for match in _PART.finditer(material)}
 
 
+@dataclass(frozen=True)
+class Weakness:
+    """What a weaker grader does not know: a share of the questions in which the pattern `among` is found."""
+
+    share: float = 0.0
+    among: str = ""
+
+
+ALL_KNOWING = Weakness()
+
+
 def reply_to(
-    system: str, material: str, keys: Collection[str] | None, *, partial: bool = False, errs: float = 0.0
+    system: str,
+    material: str,
+    keys: Collection[str] | None,
+    *,
+    partial: bool = False,
+    weakness: Weakness = ALL_KNOWING,
 ) -> str:
     """The reply to a question, as JSON. keys: what the schema wants; None: what the instructions name.
-    partial: as for `judged`. errs: as for `fallible`.
+    partial: as for `judged`. weakness: as for `said_of`.
 
     What is no question about an answer gets its own first line back.
     """
@@ -31,8 +49,7 @@ def reply_to(
     if "answer" not in parts:
         return f"You said: {material.strip().splitlines()[0] if material.strip() else 'nothing'}"
     wanted = keys if keys is not None else [key for key in _KEYS if f'"{key}":' in system]
-    found = judged(parts["answer"], parts.get("reference"), partial=partial)
-    said = dict(zip(_KEYS, fallible(found, parts, errs), strict=True))
+    said = dict(zip(_KEYS, said_of(parts, weakness, partial=partial), strict=True))
     return json.dumps({key: said[key] for key in _KEYS if key in wanted}, ensure_ascii=False)
 
 
@@ -56,15 +73,23 @@ def judged(answer: str, reference: str | None, *, partial: bool = False) -> Said
     return f"Right for {kept} characters; then {wanted[kept:]!r} should follow.", score, wanted
 
 
-def fallible(found: Said, parts: dict[str, str], errs: float) -> Said:
-    """What a weaker grader says: of a share `errs` of questions, always the same ones, it is unsure about half, and
-    sure and wrong about the others."""
-    drawn = int(sha256("\n".join(parts.values()).encode()).hexdigest()[:12], 16) / 16**12
-    if drawn >= errs:
-        return found
-    if drawn < errs / 2:
+def said_of(parts: dict[str, str], weakness: Weakness, *, partial: bool = False) -> Said:
+    """What a grader says of the answer in `parts`, whoever gave it. Of the questions that it does not know, always the
+    same ones, it is unsure about half; of the others it takes a wrong answer for the right one, and judges by that."""
+    reference = parts.get("reference")
+    question = next((parts[name] for name in _QUESTIONS if name in parts), "")
+    drawn = int(sha256(f"{question}\n{reference}".encode()).hexdigest()[:12], 16) / 16**12
+    if reference is None or drawn >= weakness.share or not re.search(weakness.among, question):
+        return judged(parts["answer"], reference, partial=partial)
+    if drawn < weakness.share / 2:
         return "I cannot tell.", 0.5, None
-    return ("Right.", 1.0, None) if found[1] < 1 else ("Wrong.", 0.0, parts["answer"].strip()[::-1])
+    return judged(parts["answer"], mistaken(reference), partial=partial)
+
+
+def mistaken(reference: str) -> str:
+    """What a weaker grader takes for the answer: it stops one short, or goes on where nothing would be left."""
+    wanted = reference.strip()
+    return wanted[:-1] or 2 * wanted
 
 
 def in_prose(reply: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,8 +38,8 @@ def loops(a: float, rows: int = 16) -> dict[str, Any]:
     return {"repetition": {"a": a}, "domain_rows": {"a": rows}}
 
 
-def sharp(mean: float, deviation: float) -> dict[str, Any]:
-    return {"sharpness": {"t": {"mean": mean, "deviation": deviation}}}
+def sharp(mean: float, deviation: float, one_token: bool = True) -> dict[str, Any]:
+    return {"sharpness": {"t": {"mean": mean, "deviation": deviation, "one_token": one_token}}}
 
 
 # name, the lines before, those now at the threshold (fine), those now beyond it, who is found
@@ -81,6 +82,37 @@ def test_growth_needs_two_sides(name: str) -> None:
     before, beyond = next((before, beyond) for edge, before, _, beyond, _ in EDGES if edge == name)
     assert findings(name, window(before, beyond)[1:], DEFAULTS[name]) == []
     assert findings(name, window(before, beyond, between=5), DEFAULTS[name])
+
+
+def test_another_best_token_is_another_answer() -> None:
+    assert findings("stale", [sharp(3.0, 0.0)], DEFAULTS["stale"])
+    assert not findings("stale", [sharp(3.0, 0.0, one_token=False)], DEFAULTS["stale"])
+
+
+def graded(grades: Sequence[float], advantage: float = 0.0, **scores: float) -> list[dict[str, Any]]:
+    rows = {"score": scores, "domain_rows": {"a": 8, "b": 8}}
+    return [{"grade": {"t": grade}, "advantage": {"t": advantage}, **rows} for grade in grades]
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (graded([0.5] * 4), True),  # to all of them, and no checker is needed to know it
+        (graded([0.5, 0.5, 0.5, 0.51]), False),
+        (graded([0.5] * 4, advantage=0.1), False),  # from answer to answer
+        (graded([0.5] * 3), False),  # too early
+        (graded([1.0] * 4), False),  # all may be right, or wrong
+        (graded([0.0] * 4, a=0.0, b=0.3), False),
+        (graded([0.0] * 4, a=0.2), False),  # nobody checks the other domain
+        (graded([1.0] * 4, a=0.2, b=0.7), True),  # they are not
+        (graded([0.0] * 4, a=0.2, b=0.7), True),
+        ([{"score": {"a": 0.5}}] * 4, False),  # nobody grades
+    ],
+)
+def test_a_grader_that_says_the_same_of_everything(lines: list[dict[str, Any]], told: bool) -> None:
+    found = findings("stale", [seen({"step": n, **line}) for n, line in enumerate(lines)], DEFAULTS["stale"])
+    assert [each.subject for each in found] == (["t"] if told else [])
+    assert all(each.said == "t gives the same answer whatever it is asked" for each in found)
 
 
 def test_a_small_kl_may_grow() -> None:

@@ -1,7 +1,6 @@
 """The learning rate, what decays, who moves by Muon, and half-precision weights."""
 
 import copy
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline.errors import RunError
 from pipeline.muon import Muon
 from pipeline.optim import (
     Masters,
@@ -193,13 +191,6 @@ def test_moments_of_eight_bits_move_weights_as_adamw_does() -> None:
         train(module, build_optimizer(module, training(kind, learning_rate=1e-3)), range(20))
     moved, apart = (exact.weight - before).norm(), (eight.weight - exact.weight).norm()
     assert 0 < apart < 0.1 * moved
-
-
-def test_without_torchao_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr("pipeline.optim.find_spec", lambda name: None if name == "torchao" else real(name))
-    with pytest.raises(RunError, match=r"training.optimizer: adamw_8bit needs torchao.*pip install.*or write adamw$"):
-        build_optimizer(linear(torch.float32), Training.model_validate({"optimizer": "adamw_8bit"}))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.report.page import OUTCOMES
 from pipeline.report.read import read_run
 from pipeline.report.verdict import Verdict, percent, verdict_of
 from tests.run_directories import evaluate, write, write_lines
@@ -74,7 +75,40 @@ def test_the_whole_share_is_over_domains_with_a_gain(tmp_path: Path) -> None:
 def test_a_share_is_not_claimed_where_the_teacher_is_no_better(tmp_path: Path) -> None:
     found = judged(tmp_path, prompts=40, base={"a": 0.5}, teacher_t={"a": 0.52}, student={"a": 0.5})
     assert found.domains[0].recovered is None
-    assert found.domains[0].outcome == "kept"
+    assert found.domains[0].outcome == "untold"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "base", "teacher", "student", "outcome"),
+    [
+        (100, 0.95, 1.0, 0.97, "untold"),  # 2 more answers right, of the 5 that there are to be gained
+        (100, 0.95, 1.0, 0.95, "unmoved"),  # none of them
+        (20, 0.95, 1.0, 0.95, "untold"),  # whether the teacher is better at all
+        (1000, 0.95, 0.952, 0.95, "kept"),  # not by 0.05, that is sure
+        (1000, 0.95, 1.0, 0.98, "partly"),  # enough prompts to tell
+    ],
+)
+def test_what_so_few_prompts_cannot_tell_is_called_neither_success_nor_failure(
+    prompts: int, base: float, teacher: float, student: float, outcome: str, tmp_path: Path
+) -> None:
+    found = judged(tmp_path, prompts, base={"a": base}, teacher_t={"a": teacher}, student={"a": student})
+    (domain,) = found.domains
+    assert domain.outcome == outcome
+    told = "Whether it worked cannot be told", None
+    assert ((found.headline, found.worked) == told) == (outcome == "untold")
+    words = f"Cannot be told: from {base:.3f} to {student:.3f} may be chance, and may be much of what its teacher adds"
+    assert domain.said.startswith(words) == (outcome == "untold")
+    assert ("did not work" in found.said) == (outcome == "unmoved")
+    assert ("cannot be told whether it worked in a: too few prompts" in found.said) == (outcome == "untold")
+    assert outcome in OUTCOMES
+
+
+def test_a_domain_that_cannot_be_told_is_no_failure_of_the_whole(tmp_path: Path) -> None:
+    scores = {"base": (0.2, 0.95), "teacher_t": (0.9, 1.0), "student": (0.88, 0.97)}
+    found = judged(tmp_path, 100, **{name: dict(zip("ab", both, strict=True)) for name, both in scores.items()})
+    assert [domain.outcome for domain in found.domains] == ["matched", "untold"]
+    assert found.worked is True
+    assert found.headline.startswith("The student has 9")
 
 
 def test_what_failed_is_called_so(tmp_path: Path) -> None:
