@@ -20,6 +20,7 @@ try:
 
     from pipeline import completion
     from pipeline.cli_errors import machine_problem, one_line_errors, rank
+    from pipeline.heap import keep_less
 except KeyboardInterrupt:  # these take a tenth of a second, in which one sees that the command was the wrong one
     sys.stderr.write("interrupted\n")
     sys.exit(INTERRUPTED)
@@ -338,7 +339,7 @@ def _seal(loaded: LoadedRecipe) -> None:
 
 
 def set_environment(threads: int, *, offline: bool) -> None:
-    """Threads, and quiet libraries. Must come before torch is imported, which reads these once.
+    """Threads, memory, and quiet libraries. Must come before torch is imported, which reads these once.
 
     threads: 0 is one per core that this process may use, shared with the other ranks of this machine. What the user
     has set in the environment stays, except that a recipe's own number of threads counts more.
@@ -361,6 +362,7 @@ def set_environment(threads: int, *, offline: bool) -> None:
         quiet |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    keep_less()
     for name in ("torchao", "torch.utils._pytree"):  # the first says which of its kernels are for other machines
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -42,6 +42,7 @@ OVERLAP_STRIDE = 16  # overlap is measured at every 16th scored token of a batch
 _BLOCK_ENTRIES = 2**19
 _BLOCK_ROWS = 128  # elsewhere: so many that a kernel's launch is no longer what an operation on them costs
 _STEADY = 64  # rows
+_ENOUGH = 128  # rows with which a CPU's products are as quick as with more
 _HEAD_ROWS = 2**12  # of the head's gradient, added at once
 
 
@@ -293,7 +294,8 @@ def _steady(hidden: Tensor) -> Tensor:
 
 
 def _rows_at_once(run: _Pass, group: Group, heads: Mapping[str, HeadWeights]) -> tuple[int, int]:
-    """(C, B): the most rows of raw logits and of a block's buffers that `chunk_bytes` hold together; at least one."""
+    """(C, B): the most rows of raw logits and of a block's buffers that `chunk_bytes` hold together; at least one. On a
+    CPU the second half of that memory is for a large vocabulary, whose head is read and changed by every chunk anew."""
     student, size = run.student, run.student.head.size
     signals = [run.batch.targets[index].signal for index in group.targets]
     teachers = [(s.head, heads[s.head.key].weight) for s in signals if isinstance(s, FullVocab)]
@@ -306,6 +308,8 @@ def _rows_at_once(run: _Pass, group: Group, heads: Mapping[str, HeadWeights]) ->
     else:
         block = min(together, _BLOCK_ROWS)
     rows = max(block, (run.chunk_bytes - block * buffers) // raw)
+    if student.hidden.device.type == "cpu":
+        rows = min(rows, max(_ENOUGH, (run.chunk_bytes // 2 - block * buffers) // raw))
     return rows - rows % _STEADY or rows, block  # where products come in few shapes, no row of a full chunk is padding
 
 

@@ -22,8 +22,8 @@ from pipeline.objectives import (
     grade_term,
     is_dense,
     log_of_the_rest,
+    log_probabilities,
     policy_gradient_term,
-    probabilities_,
     top_k_term,
 )
 from pipeline.types import Advantage, Expected, Target
@@ -53,7 +53,7 @@ def buffers_at_once(sides: Sequence[tuple[Head, torch.dtype]], dtype: torch.dtyp
     converted = {"own" if index == 0 else "teacher" for index, (_, raw) in enumerate(sides) if raw != dtype}
     capped = {"own" if index == 0 else "teacher" for index, (head, _) in enumerate(sides) if head.softcap is not None}
     mapped = any(head.vocab_map is not None for head, _ in sides)
-    return len(("p", "q", "u", "spare")) + len(converted) + len(capped) + mapped
+    return len(("own", "teacher", "u", "spare")) + len(converted) + len(capped) + mapped
 
 
 class Finished(NamedTuple):
@@ -113,10 +113,11 @@ def student_block(
     shown: Tensor | None,
     space: Space,
 ) -> StudentBlock:
-    """Overwrites the logits with log-probabilities."""
-    lp = finished.logits
-    p, spare = (space.take(name, lp.shape, lp.dtype) for name in ("p", "spare"))
-    probabilities_(lp, p)
+    """Overwrites the logits with probabilities."""
+    logits = finished.logits
+    lp, spare = (space.take(name, logits.shape, logits.dtype) for name in ("own", "spare"))
+    log_probabilities(logits, lp)
+    p = torch.exp(lp, out=logits)
     return StudentBlock(
         lp,
         p,
@@ -222,9 +223,9 @@ def dense_target(
     student: StudentBlock, target: Target, weights: Tensor, logits: Tensor, gradient: Gradient, space: Space
 ) -> Measured:
     """A teacher that gives its logits (B, V), which are overwritten; any divergence."""
-    lq, divergence = logits, target.divergence
-    q, spare = (space.take(name, lq.shape, lq.dtype) for name in ("q", "spare"))
-    probabilities_(lq, q)
+    divergence, q = target.divergence, logits
+    lq, spare = (space.take(name, logits.shape, logits.dtype) for name in ("teacher", "spare"))
+    log_probabilities(logits, lq)
     overlap, best = _overlap(student, _top(lq[student.compared])), _best(student, lq)
     shown = expected(lq, student.labels, student.shown)
     if is_dense(divergence):
@@ -240,7 +241,8 @@ def dense_target(
         )
     else:
         kept_lq, ids = lq.topk(min(divergence.k, lq.shape[-1]))
-        term = _top_k(student, target, ids, kept_lq, log_of_the_rest(q, ids))
+        rest = log_of_the_rest(torch.exp(lq, out=q), ids)
+        term = _top_k(student, target, ids, kept_lq, rest)
     return _sparse(weights, term, overlap, best, shown, gradient)
 
 

@@ -14,7 +14,6 @@ student's mass on it, with a finite gradient; where both have nothing the term i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,7 +23,6 @@ from torch import Tensor
 from pipeline.types import Divergence
 
 LOG_FLOOR = -80.0  # e^-80 = 1.8e-35 is a normal float32; e^-88 is not
-FLOOR = math.exp(LOG_FLOOR)
 
 
 class Dense(NamedTuple):
@@ -52,14 +50,9 @@ class Sparse(NamedTuple):
 # ---- over the whole vocabulary ----
 
 
-def probabilities_(logits: Tensor, out: Tensor) -> None:
-    """Turns logits (C, V) into floored log-probabilities in place and writes the probabilities to `out`.
-
-    One exponential for both: the largest entry's logit less its log-probability is the normaliser.
-    """
-    torch.softmax(logits, -1, out=out)
-    logits.sub_(logits.amax(-1, keepdim=True) - out.amax(-1, keepdim=True).log_()).clamp_(min=LOG_FLOOR)
-    out.clamp_(min=FLOOR)
+def log_probabilities(logits: Tensor, out: Tensor) -> Tensor:
+    """`out`, with the floored log-probabilities of logits (C, V) in it."""
+    return torch.log_softmax(logits, -1, out=out).clamp_(min=LOG_FLOOR)
 
 
 def _dot(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -76,6 +69,7 @@ def _reverse_kl_(divergence: Divergence, lp: Tensor, p: Tensor, lq: Tensor, q: T
 
 def _forward_kl_(divergence: Divergence, lp: Tensor, p: Tensor, lq: Tensor, q: Tensor, spare: Tensor) -> Dense:
     """Σ q (lq - lp), u = 1 - q/p, whose mean is 1 - 1."""
+    torch.exp(lq, out=q)
     value = _dot(q, lq.sub_(lp), spare)
     torch.div(q, p, out=lq).neg_().add_(1)
     return Dense(value, torch.zeros_like(value))
@@ -84,6 +78,7 @@ def _forward_kl_(divergence: Divergence, lp: Tensor, p: Tensor, lq: Tensor, q: T
 def _jsd_(divergence: Divergence, lp: Tensor, p: Tensor, lq: Tensor, q: Tensor, spare: Tensor) -> Dense:
     """β Σ q (lq - lm) + (1-β) Σ p (lp - lm), m = βq + (1-β)p; u = (1-β) r with r = lp - lm = -log(1 + β(q/p - 1))."""
     beta = divergence.beta
+    torch.exp(lq, out=q)
     r = torch.div(q, p, out=spare).sub_(1).mul_(beta).log1p_().neg_()
     teacher = lq.sub_(lp).add_(r).mul_(q).sum(-1)  # lq - lm = x + r
     student = _dot(p, r, q)
@@ -94,6 +89,7 @@ def _jsd_(divergence: Divergence, lp: Tensor, p: Tensor, lq: Tensor, q: Tensor, 
 def _skew_kl_(divergence: Divergence, lp: Tensor, p: Tensor, lq: Tensor, q: Tensor, spare: Tensor) -> Dense:
     """Σ q (lq - lm), m = αq + (1-α)p; u = (1-α) (1 - q/m), which with e = q/p - 1 is -(1-α)² e / (1 + αe)."""
     alpha = divergence.alpha
+    torch.exp(lq, out=q)
     torch.div(q, p, out=spare).sub_(1).mul_(alpha).log1p_()
     value = lq.sub_(lp).sub_(spare).mul_(q).sum(-1)
     e = torch.div(q, p, out=spare).sub_(1)
@@ -105,6 +101,7 @@ def _skew_kl_(divergence: Divergence, lp: Tensor, p: Tensor, lq: Tensor, q: Tens
 def _skew_reverse_kl_(divergence: Divergence, lp: Tensor, p: Tensor, lq: Tensor, q: Tensor, spare: Tensor) -> Dense:
     """Σ p r, r = lp - lm, m = αp + (1-α)q; u = r - α (p/m - 1)."""
     alpha = divergence.alpha
+    torch.exp(lq, out=q)
     r = torch.div(q, p, out=spare).sub_(1).mul_(1 - alpha).log1p_().neg_()
     value = _dot(p, r, lq)
     torch.expm1(r, out=lq).mul_(-alpha).add_(r)
@@ -126,7 +123,8 @@ def is_dense(divergence: Divergence) -> bool:
 
 
 def dense_(divergence: Divergence, lp: Tensor, p: Tensor, lq: Tensor, q: Tensor, spare: Tensor) -> Dense:
-    """Value and mean of a full-vocabulary divergence; u replaces `lq`, and `q` and `spare` are used up. All (C, V).
+    """Value and mean of a full-vocabulary divergence; u replaces `lq`. All (C, V). q, spare: buffers; those that need
+    the teacher's probabilities write them to `q`.
 
     Sources: GKD 2306.13649 (jsd), DistiLLM 2402.03898 (skew).
     """
@@ -139,7 +137,7 @@ def value_and_logit_grad(divergence: Divergence, lp: Tensor, lq: Tensor) -> tupl
     lp, lq = lp.clamp(min=LOG_FLOOR), lq.clamp(min=LOG_FLOOR)
     p = lp.exp()
     u = lq.clone()
-    value, mean = dense_(divergence, lp, p, u, lq.exp(), torch.empty_like(p))
+    value, mean = dense_(divergence, lp, p, u, torch.empty_like(p), torch.empty_like(p))
     pulls, value = bounded(divergence, torch.ones_like(value), value)
     return value, pulls[:, None] * p * (u - mean[:, None])
 

@@ -586,6 +586,23 @@ def test_in_bfloat16_only_the_last_chunk_is_padded() -> None:
     assert rows == {128: 3}
 
 
+@pytest.mark.parametrize(
+    ("chunk_bytes", "expected"),
+    [(100_000_000, {300: 1}), (40_000_000, {128: 2, 44: 1}), (12_000_000, {46: 6, 24: 1})],
+    ids=["all in half of it", "no more than is needed", "few, so all of it"],
+)
+def test_the_second_half_of_a_chunks_memory_is_for_large_vocabularies(
+    chunk_bytes: int, expected: dict[int, int]
+) -> None:
+    """A row of logits has 80 kB here, and a block's buffers have 8.3 MB."""
+    hidden = draw(300, WIDTH, seed=50).float().requires_grad_()
+    head, weights = make_head(100, torch.float32, size=20_000)
+    batch = make_batch([], rows=300, size=20_000)
+    with Watch() as watch:
+        fused_loss(hidden, head, weights, batch, chunk_bytes=chunk_bytes)
+    assert {shape[0]: count for shape, count in watch.products.items() if shape[1] == 20_000} == expected
+
+
 class Watch(TorchDispatchMode):
     """Shapes of the matrix products, the dtype of the first one, and the most bytes alive at once."""
 
