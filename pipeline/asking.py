@@ -143,25 +143,22 @@ def request_of(asking: Asking, rollout: Rollout, step: int) -> ScoreRequest:
 def local_rows(asking: Asking, rollouts: Sequence[Rollout], step: int) -> list[Row]:
     """Rows scored by the teachers in this process alone, and by such of them as give distributions.
 
-    Where teachers are in shards every process calls it, the others without rollouts.
+    Of several processes all call it, the others without rollouts.
     """
     if isinstance(asking.plan.routes, Cascade):
         return []
     requests = {rollout.rollout_id: request_of(asking, rollout, step) for rollout in rollouts}
     rows = {rollout.rollout_id: Row(rollout) for rollout in rollouts}
-    asked: dict[str, list[ScoreRequest]] = {}
-    for request in requests.values():
-        for teacher in asking.plan.routes.shares(request.domain):
-            if teacher not in asking.pool.remote:
-                asked.setdefault(teacher, []).append(request)
-    for teacher in asking.pool.names:
-        questions = asked.get(teacher, [])
-        with asking.pool.turn(teacher):
-            answers = list(asking.pool.score(teacher, questions)) if questions else []
-        for request_id, result in answers:
-            if isinstance(result, Answer) and isinstance(result.signal, FullVocab | TopK):
-                score = Score(teacher, 1.0, asking.losses.of(result.signal), result.signal)
-                rows[request_id] = replace(rows[request_id], scores=(*rows[request_id].scores, score))
+    questions = [
+        (teacher, request)
+        for request in requests.values()
+        for teacher in asking.plan.routes.shares(request.domain)
+        if teacher not in asking.pool.remote
+    ]
+    for teacher, request_id, result in asking.pool.answers(questions):
+        if isinstance(result, Answer) and isinstance(result.signal, FullVocab | TopK):
+            score = Score(teacher, 1.0, asking.losses.of(result.signal), result.signal)
+            rows[request_id] = replace(rows[request_id], scores=(*rows[request_id].scores, score))
     return list(rows.values())
 
 

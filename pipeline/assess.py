@@ -58,8 +58,9 @@ def before(job: Job, parts: Parts) -> dict[str, Scores]:
         name = "base_with_context"
         scores[name] = _remembered(job, name, lambda: _with_context(job, parts), student)
     for teacher, domains in main_teachers(job, parts).items():
-        model = parts.pool.model(teacher)[0].model
-        kept = _remembered(job, f"teacher-{teacher}", _teacher(job, parts, teacher, domains), model)
+        by = parts.pool.holder(teacher)
+        models = (parts.pool.model(teacher)[0].model,) if teacher not in parts.pool.placement else ()
+        kept = _remembered(job, f"teacher-{teacher}", _teacher(job, parts, teacher, domains), *models, by=by)
         scores[SPECIALIST] = scores.get(SPECIALIST, {}) | kept
     if "parameter_average" in job.recipe.compare:
         name = "parameter_average"
@@ -246,14 +247,16 @@ def _with_context(job: Job, parts: Parts) -> Evaluation:
     )
 
 
-def _remembered(job: Job, name: str, make: Callable[[], Evaluation], *models: nn.Module) -> Scores:
-    """What is kept as NAME, evaluated by the main process and kept first if it is not there. models: those that it is
-    made with."""
+def _remembered(job: Job, name: str, make: Callable[[], Evaluation], *models: nn.Module, by: int = 0) -> Scores:
+    """What is kept as NAME, evaluated by one process and kept first if it is not there. models: those that it is made
+    with, where they are in shards. by: its rank."""
     path = job.folder / "evaluations" / f"{name}.json"
     if _missing(job, path):
         with whole(*models):
-            if job.world.is_main:
-                _keep(path, make())
+            made = make() if job.world.rank == by else None
+        found = next(each for each in job.world.gather(made) if each is not None)
+        if job.world.is_main:
+            _keep(path, found)
     job.world.wait()
     return read(job.folder, name)
 

@@ -6,8 +6,9 @@ would stand still where a step moves a weight by less than a hundredth or so.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import RunError
-from pipeline.student import Student, frozen_initial
+from pipeline.student import Student
 from teachers.config import SelfTeacher, TeacherConfig
+from teachers.heads import find_head
 from teachers.privileged import Own, Selves
-from teachers.scoring import Ends, HiddenStateTeacher
+from teachers.scoring import Ends, HiddenStateTeacher, Running
+from teachers.switching import adapters_disabled, is_adapted
 from teachers.types import Head, HeadWeights
 
 
@@ -121,6 +124,24 @@ class Averages:
             prefix = f"{decay!r}/"
             saved = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
             average.restart(saved or None)
+
+
+def frozen_initial(student: Student, *, name: str) -> HiddenStateTeacher:
+    """The student as it is now, as a teacher; call it before the first update, and before a checkpoint is loaded.
+
+    Full tuning: a copy, as large as the student. LoRA: the same model with its adapters off, at no cost; but a copy too
+    of one that will be in shards, which this process could not use alone.
+    """
+    lm = student.lm
+    if is_adapted(lm.model) and not student.in_shards:
+        frozen = replace(lm, name=name)
+        running: Running = partial(adapters_disabled, lm.model)
+    else:
+        frozen = replace(lm, name=name, model=copy.deepcopy(lm.model).requires_grad_(False).eval())
+        running = nullcontext
+    head = find_head(frozen.model, lm.vocab_size, key=name)
+    end = min(lm.end_ids)
+    return HiddenStateTeacher(name, frozen, head, Ends(end, end), running=running)
 
 
 def averages_of(student: Student, teachers: Iterable[TeacherConfig]) -> Averages:

@@ -97,7 +97,7 @@ def early_of(
     """What of a step trains early, nothing of it yet done. kept: one of its rollouts, which people are shown."""
     parts: list[Sequence[Rollout]] = []
     if loop.asking is not None and loop.asking.pool.remote:
-        graded = loop.world.size == 1 and loop.asking.judged.grades.baseline == "group"
+        graded = loop.world.processes == 1 and loop.asking.judged.grades.baseline == "group"
         parts = early_parts(loop.asking, flight.mine, loop.training.tokens_per_forward, graded=graded)
         most = max(loop.world.gather(len(parts)))
         parts += [()] * (most - len(parts))
@@ -147,12 +147,13 @@ def _whole_prompts(rollouts: Sequence[Rollout], tokens_per_forward: int) -> list
 def accumulate(loop: Loop, batch: TrainingBatch, sums: Sums, *, last: bool) -> Shown | None:
     """One forward and backward; the gradients of all processes are summed up after the last. Returns what people are
     shown of it."""
+    batch = loop.student.part_of(batch, loop.world.stretch)
     loop.model.train()
     # In shards every backward gives its gradient away: whole until the last, it would need the room of the weights.
     with nullcontext() if last or loop.student.in_shards else loop.accelerator.no_sync(loop.model):
         output: StepOutput = loop.model(batch)
         # DDP and FSDP2 average over processes; the weights are normalised over all of them, so the sum is wanted.
-        loop.accelerator.backward(output.loss * loop.world.size)
+        loop.accelerator.backward(output.loss * loop.world.processes)
     loop.model.eval()
     collect(sums, batch, output)
     return output.shown

@@ -61,7 +61,7 @@ def launch(loop: Loop, step: int, version: int, prompts: Sequence[Prompt], attem
     """
     exchange = open_exchange(loop, step, attempt)
     recorded = manifest.load_rollouts(loop.journal(attempt), step, prompts)
-    streaming = exchange is not None and loop.world.size == 1
+    streaming = exchange is not None and loop.world.processes == 1
     rollouts = recorded or _write(loop, step, version, prompts, attempt, exchange if streaming else None)
     mine = rollouts[loop.world.rank :: loop.world.size]
     if exchange is not None and (recorded or not streaming):
@@ -97,7 +97,7 @@ def open_exchange(loop: Loop, step: int, attempt: int = 0) -> Exchange | None:
     if loop.asking is None:
         return None
     known = manifest.load_failures(loop.journal(attempt), step)
-    gather = loop.world.gather if loop.world.size > 1 else None
+    gather = loop.world.gather if loop.world.processes > 1 else None
     return Exchange(loop.asking.pool, loop.asking.plan, known, gather=gather, rank=loop.world.rank)
 
 
@@ -119,7 +119,7 @@ def _written(
     """By prompt id. Each process writes its share, and all get them all."""
     world = loop.world
     on_finished = None if exchange is None else _asker(loop, exchange, step)
-    mine = prompts[world.rank :: world.size]
+    mine = loop.share(prompts)
     with whole(*loop.writing):
         own = loop.write(mine, step, version=version, attempt=attempt, on_finished=on_finished)
     by_prompt: dict[str, list[Rollout]] = {}

@@ -8,7 +8,7 @@ Legend: N processes, numbers: entries of tensors, item: bytes of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from torch import nn
 
 from pipeline.recipe import DistillRecipe, LoraTuning, SftRecipe
 from pipeline.recipe_losses import chunk_bytes
+from pipeline.rollout.lean_weights import copies_fit
 from teachers.causal_lm import decoder
 from teachers.shards import layers_of
 
@@ -50,9 +51,9 @@ class Shape:
     """Of a model, what takes room and time.
 
     numbers: of all weights. root: of those outside of layers, which FSDP2 holds whole through a whole forward and
-    backward. layer: of the largest layer. trained, trained_root, trained_layer: of those that learn. head: V · D where
-    the head learns, else 0. saved: bytes that a token leaves in all layers for the backward pass; saved_layer: in one.
-    cache: bytes of its keys and values.
+    backward. layer: of the largest layer. trained, trained_root, trained_layer: of those that learn. head: V · D.
+    saved: bytes that a token leaves in all layers for the backward pass; saved_layer: in one. cache: bytes of its keys
+    and values.
     """
 
     numbers: int
@@ -77,7 +78,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes in one process. The first four are there all the time; on top of them comes one of the last three."""
+    """Bytes in one process. Weights, optimizer and teachers are there all the time; on top of them comes one of the
+    last three, and gradients beside the update."""
 
     weights: float
     gradients: float
@@ -89,11 +91,11 @@ class Footprint:
 
     @property
     def rest(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.teachers
+        return self.weights + self.optimizer + self.teachers
 
     @property
     def peak(self) -> float:
-        return self.rest + max(self.writing, self.scoring, self.update)
+        return self.rest + max(self.writing, self.scoring, self.gradients + self.update)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def measured(model: nn.Module, tune: Tuning | None) -> Shape:
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
         numbers, root, max(inside, default=0), trained, trained_root, trained_layer,
-        config.vocab_size * config.hidden_size if trained_root else 0,
+        config.vocab_size * config.hidden_size,
         len(layers), config.hidden_size, item, trained_item, saved, saved / max(1, len(layers)),
         2 * len(layers) * keys * channels * item,
     )  # fmt: skip
@@ -213,8 +215,17 @@ def footprint(
     saved, one = student.saved, student.saved_layer
     if recipe.student.gradient_checkpointing:
         saved = student.layers * student.hidden * student.item + one
-    activations = tokens * saved * (0.6 if bf16 and student.item == 4 else 1.0)
+    context = context_of(recipe, processes)
+    activations = tokens * saved * (0.6 if bf16 and student.item == 4 else 1.0) / context
+    if context > 1:
+        activations += 2 * tokens * student.cache / max(1, student.layers)  # a layer's keys and values, and gradients
     chunk = chunk_bytes(recipe.objective if isinstance(recipe, DistillRecipe) else None, gpu=gpu)
+    # Last hidden states of all answers of a step, from one teacher each, until the update is over.
+    answers = (
+        rows_of(recipe, processes)
+        * recipe.rollout.max_new_tokens
+        * max((shape.hidden * shape.item for shape in teachers), default=0)
+    )
     gathered = 0.0
     if cut > 1:
         whole_layer, reduced = 2 * student.layer * student.item, student.trained_layer * (student.trained_item + 4)
@@ -222,31 +233,58 @@ def footprint(
     elif processes > 1:
         gathered = trained_bytes  # DDP's buckets
     rows = min(recipe.rollout.rows, rows_of(recipe, processes))
-    copied = student.numbers * 2 if bf16 and student.item == 4 else 0  # the lean engine multiplies by bf16 copies
+    products = torch.bfloat16 if bf16 or student.item == 2 else torch.float32
+    # The lean engine multiplies by copies: in bf16, and on a CPU in an order of its own.
+    packed = not gpu and copies_fit(student.numbers, products)
+    copied = student.numbers * products.itemsize if packed or products.itemsize < student.item else 0
     return Footprint(
         weights=(trained_bytes + frozen) / cut,
         gradients=trained_bytes / cut,
         optimizer=student.trained * (MOMENTS + (8 if half else 0)) / cut,
-        teachers=sum(_at_rest(shape, recipe, processes) for shape in teachers),
+        teachers=_at_rest(teachers, recipe, processes, gpu=gpu),
         writing=(trained_bytes + frozen if cut > 1 else 0) + rows * ahead * student.cache + copied,
-        scoring=max((_in_turn(shape, recipe, processes, tokens) for shape in teachers), default=0.0),
-        update=gathered + activations + chunk + student.head * 4,
+        scoring=answers * (2 if recipe.sharding.teachers == "groups" else 1)
+        + max((_in_turn(shape, recipe, processes, tokens, gpu=gpu) for shape in teachers), default=0.0),
+        update=answers + gathered + activations + chunk + (student.head * 4 if student.trained_root else 0),
     )
 
 
-def _at_rest(shape: Shape, recipe: SftRecipe | DistillRecipe, processes: int) -> float:
-    cut = processes if recipe.sharding.teachers else 1
-    return (shape.root + (shape.numbers - shape.root) / cut) * shape.item
+def _at_rest(teachers: Sequence[Shape], recipe: SftRecipe | DistillRecipe, processes: int, *, gpu: bool) -> float:
+    """Of the process that holds most of them. On a CPU whole ones stay in their files between their turns."""
+    if recipe.sharding.teachers == "shards" and processes > 1:
+        return sum((shape.root + (shape.numbers - shape.root) / processes) * shape.item for shape in teachers)
+    copies = sum(shape.numbers * shape.item for shape in teachers if _is_copy(shape))
+    apart = [shape for shape in teachers if not _is_copy(shape)]
+    if recipe.sharding.teachers != "groups" or processes == 1:
+        return copies + (sum(shape.numbers * shape.item for shape in apart) if gpu else 0)
+    groups = max(1, min(len(apart), processes))
+    heads = sum(shape.head * shape.item for shape in apart)  # of those in other groups too
+    own = [sum((shape.numbers if gpu else 0) - shape.head for shape in apart[n::groups]) for n in range(groups)]
+    return copies + heads + max(own) * (apart[0].item if apart else 0)
 
 
-def _in_turn(shape: Shape, recipe: SftRecipe | DistillRecipe, processes: int, tokens: int) -> float:
-    gathered = (shape.numbers - shape.root) * shape.item if recipe.sharding.teachers and processes > 1 else 0
+def _is_copy(shape: Shape) -> bool:
+    """Of the student: whole in every process, and in no file."""
+    return shape.root == shape.numbers
+
+
+def _in_turn(shape: Shape, recipe: SftRecipe | DistillRecipe, processes: int, tokens: int, *, gpu: bool) -> float:
+    cut = recipe.sharding.teachers == "shards" and processes > 1
+    gathered = (shape.numbers - shape.root) * shape.item if cut else 0
+    if not gpu and not cut and not _is_copy(shape):
+        gathered = shape.numbers * shape.item  # from its file
     return gathered + tokens * shape.hidden * shape.item * 8  # a layer's activations, without gradients
 
 
 def rows_of(recipe: SftRecipe | DistillRecipe, processes: int) -> int:
-    """The most rows of a step that a process has."""
-    return ceil(recipe.training.prompts_per_step * recipe.rollout.samples_per_prompt / processes)
+    """The most rows of a step that a process has, or several that share them."""
+    groups = max(1, processes // context_of(recipe, processes))
+    return ceil(recipe.training.prompts_per_step * recipe.rollout.samples_per_prompt / groups)
+
+
+def context_of(recipe: SftRecipe | DistillRecipe, processes: int) -> int:
+    """How many processes share each row: of a single one there is nobody to share with."""
+    return recipe.sharding.context if processes > 1 else 1
 
 
 def seconds(
@@ -264,15 +302,17 @@ def seconds(
     reading = 2.0 * student.numbers * rows * recipe.data.max_prompt_tokens / speed.operations
     asked = [2.0 * shape.numbers * tokens / speed.operations for shape in teachers]
     mean = sum(asked) / len(asked) if asked else 0.0  # each domain has its own: a row is scored about once
-    return Seconds(reading + batches * new * per_token, mean, (1 + BACKWARD + again) * forward)
+    return Seconds(
+        reading + batches * new * per_token, mean, (1 + BACKWARD + again) * forward / context_of(recipe, processes)
+    )
 
 
 def table(found: Mapping[int, Footprint]) -> Iterator[list[str | float | None]]:
     """Rows for people: gigabytes by number of processes."""
     for processes, each in found.items():
-        values = (each.weights, each.gradients, each.optimizer, each.teachers)
-        on_top = (each.writing, each.scoring, each.update, each.peak)
+        values = (each.weights, each.optimizer, each.teachers)
+        on_top = (each.writing, each.scoring, each.gradients + each.update, each.peak)
         yield [str(processes), *(value / 1e9 for value in (*values, *on_top))]
 
 
-COLUMNS = ("processes", "weights", "gradients", "optimizer", "teachers", "+ writing", "+ scoring", "+ update", "peak")
+COLUMNS = ("processes", "weights", "optimizer", "teachers", "+ writing", "+ scoring", "+ update", "peak")

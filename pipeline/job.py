@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from pipeline.rollout.vllm_open import open_vllm
 from pipeline.routing import plan_of, routes_of
 from pipeline.run_directory import same_data
 from pipeline.sharding import cut, is_cut
+from pipeline.shares import Share, share_of_all, share_of_teachers
+from pipeline.stretches import share_rows
 from pipeline.student import Student, load_student
 from pipeline.student_state import load_trainable_state
 from pipeline.targets import ANCHOR, build_batch, normaliser
@@ -81,7 +83,7 @@ class Job:
     @property
     def in_shards(self) -> bool:
         """Whether its student is in shards, once it is loaded."""
-        return is_cut(self.recipe, self.world.size)
+        return is_cut(self.recipe, self.world.processes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +157,8 @@ def load_parts(job: Job) -> Parts:
         courier=desk.courier if job.world.is_main else lambda _: None,
         tokens_per_forward=recipe.training.tokens_per_forward,
         temperature=recipe.rollout.temperature,
-        in_shards=recipe.sharding.teachers and job.world.size > 1,
+        in_shards=recipe.sharding.teachers == "shards" and job.world.processes > 1,
+        peers=job.world if recipe.sharding.teachers == "groups" and job.world.size > 1 else None,
     )
     return Parts(student, averages, selves, pool, prompts, desk, _engine(job, student))
 
@@ -261,6 +264,8 @@ def build_loop(job: Job, parts: Parts) -> Loop:
     # While the student is whole: how it decodes is tried here, and copied what it was before training.
     write = _writer(recipe, parts)
     asking = _asking(recipe, parts) if isinstance(recipe, DistillRecipe) else None
+    if job.world.stretch is not None:
+        share_rows(parts.student.lm, job.world.stretch)
     model, optimizer = _prepared(job, parts.student)
     return Loop(
         data=recipe.data,
@@ -273,6 +278,7 @@ def build_loop(job: Job, parts: Parts) -> Loop:
         accelerator=job.accelerator,
         world=job.world,
         write=write,
+        share=_share(recipe, parts, job.world),
         writing=_writing(recipe, parts),
         averages=parts.averages,
         asking=asking,
@@ -324,6 +330,12 @@ def _writing(recipe: SftRecipe | DistillRecipe, parts: Parts) -> tuple[torch.nn.
     if isinstance(recipe, DistillRecipe):
         return (parts.student,)
     return parts.pool.models if recipe.answers == "teachers" else ()
+
+
+def _share(recipe: SftRecipe | DistillRecipe, parts: Parts, world: World) -> Share:
+    if isinstance(recipe, SftRecipe) and recipe.answers == "teachers":
+        return partial(share_of_teachers, parts.pool, routes_of(recipe), world)
+    return partial(share_of_all, world)
 
 
 def _writer(recipe: SftRecipe | DistillRecipe, parts: Parts) -> Writer:

@@ -16,6 +16,7 @@ from pipeline.targets import Row, Score, build_batch, group_rows, normaliser
 from pipeline.types import Rollout
 from teachers.exchange import Exchange
 from teachers.plan import Plan, Routes
+from teachers.shards import whole
 from teachers.types import Answer, Finding, FullVocab, SignalKind, TeacherFailure, TopK
 
 ALIKE = 1e-3  # nats per token: less than two roundings of the same weights differ by in bfloat16
@@ -45,7 +46,7 @@ def likeness(loop: Loop, asking: Asking, rollouts: Sequence[Rollout]) -> Iterato
     """Asks each teacher that gives distributions about these rollouts: a few questions, in the journal as any other.
 
     Those in this process twice: they have to say the same. One that is shown another's feedback is left out: that
-    would be asked for too.
+    would be asked for too. Of several processes all call it, and one has rollouts.
     """
     distributions = {SignalKind.FULL_VOCAB, SignalKind.TOP_K}
     for name, teacher in asking.pool.teachers.items():
@@ -55,24 +56,27 @@ def likeness(loop: Loop, asking: Asking, rollouts: Sequence[Rollout]) -> Iterato
 
 def _compared(loop: Loop, asking: Asking, name: str, rollouts: Sequence[Rollout]) -> Compared:
     start = time.perf_counter()
-    rows, failed = _rows(asking, name, rollouts)
+    rows, failed = _rows(loop, asking, name, rollouts)
     seconds = time.perf_counter() - start
-    nats = divergences(loop, rows).get(name) if rows else None
+    remote = name in asking.pool.remote
+    second = [] if remote else _rows(loop, asking, name, rollouts)[0]
+    with whole(loop.student):
+        nats, again = (divergences(loop, each).get(name) if each else None for each in (rows, second))
     without = f"; no answer to {failed.total()} of {len(rollouts)}: {', '.join(sorted(failed))}" if failed else ""
     found = [Finding("likeness", None, f"{_described(nats)}{without}")]
-    if name in asking.pool.remote:
+    if remote:
         return Compared(name, tuple(found))
     if nats is not None:
-        again = divergences(loop, _rows(asking, name, rollouts)[0]).get(name, float("inf"))
-        apart = abs(again - nats)
+        apart = float("inf") if again is None else abs(again - nats)
         found.append(Finding("repeat", apart < ALIKE, f"the same questions twice differ by {apart:.2g} nats per token"))
     found.append(Finding("latency", None, f"{seconds:.2f} s for {len(rollouts)} answers together"))
     return Compared(name, tuple(found), seconds)
 
 
-def _rows(asking: Asking, name: str, rollouts: Sequence[Rollout]) -> tuple[list[Row], Counter[str]]:
+def _rows(loop: Loop, asking: Asking, name: str, rollouts: Sequence[Rollout]) -> tuple[list[Row], Counter[str]]:
     """(rows with what one teacher said of them, why it said nothing of others)."""
-    exchange = Exchange(asking.pool, Plan(Routes({}, {name: 1.0})), {})
+    gather = loop.world.gather if loop.world.processes > 1 else None
+    exchange = Exchange(asking.pool, Plan(Routes({}, {name: 1.0})), {}, gather=gather, rank=loop.world.rank)
     for rollout in rollouts:
         exchange.submit(request_of(asking, rollout, 0))
     settled = exchange.settle()

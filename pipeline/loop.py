@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.ranks import World
     from pipeline.recipe import Data, Training
     from pipeline.recipe_guards import Guards
+    from pipeline.shares import Share
     from pipeline.student import Student
     from pipeline.types import Prompt
     from pipeline.writers import Writer
@@ -36,7 +37,8 @@ class Loop:
     """Everything a step needs that does not change from step to step.
 
     model: the student as `accelerator` wrapped it; `student` is the same object without the wrapping.
-    write: who writes the completions. writing: the models that do, which have to be whole meanwhile.
+    write: who writes the completions. share: to which prompts in this process. writing: the models that do, which have
+    to be whole meanwhile.
     averages: the student's moving averages, where a teacher needs one.
     asking: who scores them, or None for supervised training.
     staleness: how many steps the student writes ahead of what it trains on. block: how many steps of completions are
@@ -57,6 +59,7 @@ class Loop:
     accelerator: Accelerator
     world: World
     write: Writer
+    share: Share
     writing: tuple[torch.nn.Module, ...]
     averages: Averages
     asking: Asking | None

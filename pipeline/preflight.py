@@ -13,6 +13,7 @@ from pipeline.likeness import likeness
 from pipeline.loop import Loop
 from pipeline.pace import Tried, step_time, training_bytes, try_a_few
 from teachers.prices import money
+from teachers.shards import whole
 from teachers.types import Finding
 
 SECONDS = 60.0  # that each teacher has to answer everything that is asked of it here
@@ -22,25 +23,30 @@ Found = list[tuple[str, Finding]]
 
 def preflight(job: Job, parts: Parts, loop: Loop, peak_bytes: Callable[[], int]) -> None:
     """Asks every teacher what it can do, compares all that give distributions with the student, and prints what was
-    found and what the run may take. The first process does it for all. peak_bytes: the most memory held so far.
+    found and what the run may take. All processes call it: the first one writes and reports, teachers
+    are asked by all. peak_bytes: the most memory held so far.
 
     Raises RunError where a teacher cannot do what the recipe asks of it.
     """
-    asking = loop.asking
-    if asking is None or not job.world.is_main:
+    asking, main = loop.asking, job.world.is_main
+    if asking is None:
         return
-    tried = try_a_few(job.recipe, loop, parts.prompts.held_out, whole=bool(parts.pool.remote))
-    found = [*_examined(parts), *parts.pool.loaded(parts.student.lm)]
+    with whole(parts.student):
+        tried = try_a_few(job.recipe, loop, parts.prompts.held_out, whole=bool(parts.pool.remote)) if main else None
+    rollouts = tried.rollouts if tried is not None else ()
+    found = [*_examined(parts), *parts.pool.loaded(parts.student.lm)] if main else []
     scoring = 0.0
-    if not _wrong(found):  # else it would only be told again
-        for compared in likeness(loop, asking, tried.rollouts):
+    if not any(job.world.gather(bool(_wrong(found)))):  # else it would only be told again
+        for compared in likeness(loop, asking, rollouts):
             found += [(compared.teacher, finding) for finding in compared.findings]
             scoring += compared.seconds
+    if tried is None:
+        return
     signs = {True: "good", False: "BAD", None: ""}
     found.sort(key=lambda each: parts.pool.names.index(each[0]))
     rows = [[name, finding.what, signs[finding.good], finding.text] for name, finding in found]
     job.display.table("teachers", ["teacher", "what", "", "found"], rows)
-    requests = [request_of(asking, rollout, 0) for rollout in tried.rollouts]
+    requests = [request_of(asking, rollout, 0) for rollout in rollouts]
     taken = list(estimates(job.recipe, asking, requests)) if parts.pool.remote else []
     if taken:
         _show(job, taken)
@@ -102,7 +108,7 @@ def _show_machine(
         f"others {step.waiting:.2f}, update {step.update:.2f}) and {step.total * steps / 60:.1f} minutes for {steps} "
         f"steps, evaluations not counted, from {len(tried.rollouts)} answers; --step measures a whole one"
     )
-    more = training_bytes(parts.student, job.recipe.training, job.world.size if job.in_shards else 1)
+    more = training_bytes(parts.student, job.recipe.training, job.world.processes if job.in_shards else 1)
     job.display.note(
         f"about {(peak + more) / 1e9:.2f} GB: {peak / 1e9:.2f} with everything loaded, {more / 1e9:.2f} for gradients "
         f"and the optimizer; a whole step's forwards may take more"

@@ -273,10 +273,15 @@ class Training(Section):
 class Sharding(Section):
     """What the processes of a run share out between them; without effect in a single one."""
 
-    model_config = example("{student: true, teachers: true}")
+    model_config = example("{student: true, teachers: shards, context: 2}")
 
     student: bool = Field(False, description="weights, gradients, optimizer: FSDP2; whole only while it writes")
-    teachers: bool = Field(False, description="layers of models in this process; each whole only in its turn")
+    teachers: Literal["whole", "shards", "groups"] = Field(
+        "whole",
+        description="those that are models: whole in every process; layers in shards, each whole only in its turn; or "
+        "in groups, each whole in some processes, which answer for all",
+    )
+    context: Positive = Field(1, description="processes that share each row in training, a stretch of its tokens each")
 
 
 Measure = Literal["loss", "similarity"]

@@ -296,10 +296,17 @@ def _shards(data: Mapping[str, Any]) -> Iterator[Finding]:
         if section_of(teacher).get("kind") == "self" and section_of(teacher).get("weights") == "average":
             text = "a student in shards has no moving average; write initial, or sharding.student=false"
             yield ("teachers", name, "weights"), text
+    context = sharding.get("context", 1)
+    if context != 1 and sharding.get("teachers") == "groups":
+        text = "processes that share rows cannot have teachers in groups as well; write whole or shards"
+        yield ("sharding", "teachers"), text
+    if context != 1 and section_of(data, "rollout").get("kind") == "vllm":
+        text = "each of the processes that share rows would have the server write the same; write 1"
+        yield ("sharding", "context"), text
     compare = data.get("compare")
     names = list(compare) if isinstance(compare, list | tuple) else []
-    if sharding.get("teachers") is True and "parameter_average" in names:
-        text = "teachers in shards cannot be averaged; leave it out, or write sharding.teachers=false"
+    if sharding.get("teachers", "whole") != "whole" and "parameter_average" in names:
+        text = "no process has all teachers whole to average them; leave it out, or write sharding.teachers=whole"
         yield ("compare", names.index("parameter_average")), text
 
 

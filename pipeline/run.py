@@ -38,7 +38,6 @@ from pipeline.run_directory import clean_up, locked, open_run, status, write_sta
 from pipeline.sharding import make_accelerator
 from pipeline.tracking import leaks, open_tracking
 from pipeline.trainer import advance, peak_bytes, train
-from teachers.shards import whole
 
 
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
@@ -54,7 +53,7 @@ def _run(
     loaded: LoadedRecipe, folder: Path, names: Mapping[str, Path], *, resume: bool, extend: bool, display: Display
 ) -> Path:
     accelerator = make_accelerator(loaded.recipe)
-    world = world_of(accelerator)
+    world = world_of(accelerator, loaded.recipe.sharding.context)
     with ExitStack() as stack:
         if world.is_main:
             stack.enter_context(locked(folder))
@@ -219,15 +218,14 @@ def _check(
         return
     with tempfile.TemporaryDirectory() as scratch:
         accelerator = make_accelerator(loaded.recipe)
-        world = world_of(accelerator)
+        world = world_of(accelerator, loaded.recipe.sharding.context)
         job = Job(loaded, Path(world.gather(scratch)[0]), made, accelerator, world, display)
         parts = load_parts(job)
         try:
             _describe_parts(job, parts)
             loop = build_loop(job, parts)
             _try_engine(job, parts)
-            with whole(parts.student, *parts.pool.models):
-                preflight(job, parts, loop, peak_bytes)
+            preflight(job, parts, loop, peak_bytes)
             if step:
                 _try_step(job, loop)
         finally:

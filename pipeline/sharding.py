@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
 from pipeline.errors import RunError
+from pipeline.ranks import LONGEST_WAIT
 from teachers.shards import held, layers_of
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from pipeline.recipe import RecipeBase
     from pipeline.student import Student
-
-LONGEST_WAIT = timedelta(hours=6)  # of the others, while the main process evaluates or exports
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,13 @@ class Cut:
 def make_accelerator(recipe: RecipeBase) -> Accelerator:
     """One per run; accelerate keeps the settings of the first one in the process, which the next may not share.
 
-    Raises RunError for context parallelism, which accelerate would take from the environment: every process would lay
-    out whole rows, and what a row's tokens are weighted by would be counted wrong.
+    Raises RunError for accelerate's context parallelism, which it would take from the environment: every process would
+    lay out whole rows, and what a row's tokens are weighted by would be counted wrong.
     """
     if os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1") != "1":
         raise RunError(
-            "context parallelism (PARALLELISM_CONFIG_CP_SIZE) is not supported: a row stays in one process; leave it "
-            "out, and see README, Long answers"
+            "accelerate's context parallelism (PARALLELISM_CONFIG_CP_SIZE) is not supported; leave it out, and set "
+            "sharding.context in the recipe"
         )
     AcceleratorState._reset_state()
     cuda = torch.cuda.is_available()

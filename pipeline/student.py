@@ -5,12 +5,10 @@ Nobody else touches its weights: under DDP or FSDP a product outside the wrapped
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +20,12 @@ from pipeline.activations import checkpoint_layers, moved_to_memory, split_mlps
 from pipeline.errors import ModelError
 from pipeline.fused import fused_loss
 from pipeline.quantize.rounded import Rounded, round_weights
-from pipeline.types import StepOutput, TrainingBatch
+from pipeline.stretches import stretch_hidden, stretch_of
+from pipeline.types import StepOutput, Stretch, TrainingBatch
 from teachers.causal_lm import CausalLM, ModelKey, decoder, load_causal_lm, model_key, padded_width
 from teachers.errors import TeacherError
 from teachers.heads import find_head
-from teachers.scoring import Ends, HiddenStateTeacher, Running
-from teachers.switching import adapters_disabled, is_adapted
+from teachers.switching import is_adapted
 from teachers.types import Head
 
 if TYPE_CHECKING:  # peft takes a second to import, and full tuning does without
@@ -96,12 +94,21 @@ class Student(nn.Module):
     def forward(self, batch: TrainingBatch) -> StepOutput:
         """The batch's loss and measurements. Every trained parameter is in the graph, for an empty batch too."""
         with self._products(), moved_to_memory(self.lm.model) if self.offloads else nullcontext():
-            hidden = packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
+            hidden = self._hidden(batch)
         with self._products():
             output = fused_loss(hidden, self.head, self.head.load(), batch, chunk_bytes=self.chunk_bytes)
         if self.in_shards:
             return output  # FSDP2 waits for no parameter, and by now holds most of them in shards
         return replace(output, loss=attached(output.loss, list(self.trained_parameters().values())))
+
+    def part_of(self, batch: TrainingBatch, stretch: Stretch | None) -> TrainingBatch:
+        """The batch as this process trains on it, which may share its rows with others."""
+        return batch if stretch is None else stretch_of(self.lm, batch, stretch)
+
+    def _hidden(self, batch: TrainingBatch) -> Tensor:
+        if batch.stretch is not None:
+            return stretch_hidden(self.lm, batch)
+        return packed_hidden(self.lm, batch) if self.packs else padded_hidden(self.lm, batch)
 
     def _products(self) -> AbstractContextManager[Any]:
         """What is around this forward stays as it is where it sees to nothing itself."""
@@ -338,24 +345,3 @@ def _refuse_targets(model: PeftModel) -> None:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-# ---- itself before training ----
-
-
-def frozen_initial(student: Student, *, name: str) -> HiddenStateTeacher:
-    """The student as it is now, as a teacher; call it before the first update, and before a checkpoint is loaded.
-
-    Full tuning: a copy, as large as the student. LoRA: the same model with its adapters off, at no cost; but a copy too
-    of one that will be in shards, which this process could not use alone.
-    """
-    lm = student.lm
-    if is_adapted(lm.model) and not student.in_shards:
-        frozen = replace(lm, name=name)
-        running: Running = partial(adapters_disabled, lm.model)
-    else:
-        frozen = replace(lm, name=name, model=copy.deepcopy(lm.model).requires_grad_(False).eval())
-        running = nullcontext
-    head = find_head(frozen.model, lm.vocab_size, key=name)
-    end = min(lm.end_ids)
-    return HiddenStateTeacher(name, frozen, head, Ends(end, end), running=running)

@@ -195,7 +195,7 @@ def _shown(rows: Sequence[Row], rollout: Rollout | None) -> Tensor | None:
     return None
 
 
-def _lay_out(rows: Sequence[Row], domains: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, Tensor]:
+def _lay_out(rows: Sequence[Row], domains: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, Any]:
     input_ids: list[int] = []
     positions: list[int] = []
     cu_seqlens = [0]
@@ -258,6 +258,20 @@ def _targets(rows: Sequence[Row], weights: Tensor) -> tuple[Target, ...]:
         )
         for (teacher, divergence, _), parts in pieces.items()
     )
+
+
+def part_of_batch(batch: TrainingBatch, keep: Tensor) -> TrainingBatch:
+    """The same rows, of their scored tokens those that `keep` (N,) says; nothing of it is shown."""
+    place = keep.cumsum(0) - 1
+    targets = []
+    for target in batch.targets:
+        there = keep[target.positions]
+        signal = _select(target.signal, there.nonzero().squeeze(-1))
+        positions, weights = place[target.positions[there]], target.weights[there]
+        targets.append(replace(target, positions=positions, weights=weights, signal=signal))
+    scored = ("predictors", "labels", "sampling_logprobs", "nll_weights", "group", "part")
+    changes: dict[str, Any] = {name: getattr(batch, name)[keep] for name in scored}
+    return replace(batch, **changes, targets=tuple(targets), shown=None)
 
 
 _BATCH_FIELDS = (

@@ -230,7 +230,7 @@ def update(loop: Loop, rows: Sequence[Row], step: int, rate: float, early: Early
         enlarge(loop.student, sums, float(factor))
     norm_before = loop.accelerator.clip_grad_norm_(loop.student.parameters(), loop.training.clip_norm)
     grad_norm = float(gathered(norm_before))
-    whole = merge(loop.world.gather(sums))
+    whole = merge(loop.world.gather_all(sums))
     if not all_finite({"loss": whole.total["loss"], "grad_norm": grad_norm}):
         raise NotFinite(
             f"step {step}: not finite: loss {whole.total['loss']:.3g}, gradient norm {grad_norm:.3g}; the weights of "
@@ -307,9 +307,13 @@ def _texts(loop: Loop, rollouts: Sequence[Rollout]) -> Iterator[tuple[str, str]]
 def record(loop: Loop, line: Mapping[str, Any], clock: Clock, sample: Mapping[str, Any], steps: int) -> None:
     """The step, of `steps` in all, in metrics and timings, and one of its rollouts in samples."""
     step = line["step"]
-    timings = {"step": step, "processes": loop.world.size, "seconds": clock.seconds, "peak_bytes": peak_bytes()}
+    timings = {"step": step, "processes": loop.world.processes, "seconds": clock.seconds, "peak_bytes": peak_bytes()}
     if loop.student.in_shards:
         timings["shards"] = described(loop.student).to_json()
+    if loop.asking is not None and loop.asking.pool.placement:
+        timings["groups"] = loop.asking.pool.placement
+    if loop.world.stretch is not None:
+        timings["context"] = loop.world.stretch.size
     if line["failures"]:
         loop.display.warn(f"step {step}: teachers failed: {line['failures']}")
     for teacher, reasons in line["failures"].items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from teachers.types import Conversation, FinishReason, FullVocab, Segment, TopK
 
@@ -151,6 +151,16 @@ class Target:
     signal: TargetSignal
 
 
+class Stretch:
+    """Which part of every row this process has: the rank-th of `size`; the others are in `group`.
+
+    A plain class: torch takes dataclasses and tuples apart on their way through a model.
+    """
+
+    def __init__(self, rank: int, size: int, group: Any) -> None:
+        self.rank, self.size, self.group = rank, size, group
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingBatch:
     """Rows laid end to end. What one forward of the student needs, and nothing it has to ask for.
@@ -165,6 +175,8 @@ class TrainingBatch:
         token is: the student's, a reference, a teacher's sample, a teacher's rewrite.
     shown (M,) int64, ascending, or None: the scored tokens of the answer that is kept for people to read. What was
         expected there is measured too; the loss is the same with and without.
+    stretch: where several processes share its rows: which part of each is this one's. The scored tokens are those of
+        that part alone; input_ids are whole.
     """
 
     input_ids: Tensor
@@ -181,6 +193,7 @@ class TrainingBatch:
     targets: tuple[Target, ...]
     temperature: float = 1.0
     shown: Tensor | None = None
+    stretch: Stretch | None = None
 
 
 @dataclass(frozen=True, eq=False)

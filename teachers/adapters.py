@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from teachers.causal_lm import CausalLM, model_key
+from teachers.causal_lm import CausalLM
 from teachers.errors import TeacherError
 from teachers.heads import find_head
-from teachers.models import where
+from teachers.models import base_key, where
 from teachers.switching import active_adapter, is_adapted, left_as_it_was
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def build(name: str, config: AdapterTeacher, models: Models) -> HiddenStateTeach
     Raises:
         TeacherError: base or adapter cannot be loaded, or do not fit each other or the student.
     """
-    key = model_key(models.resolve(config.base, "model"), config.revision, config.dtype)
+    key = base_key(config, models.resolve)
     base = models.get(key, name)
     model, adapter = add_adapter(base.model, models.resolve(config.adapter, "adapter"), name=name)
     models.put(key, replace(base, model=model))

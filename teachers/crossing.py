@@ -12,9 +12,9 @@ import torch
 
 from teachers.bridge import Bridge, Crossed, bridge_models, cross, restricted, to_student
 from teachers.caching import eval_mode
-from teachers.causal_lm import CausalLM, last_hidden, model_key, render
+from teachers.causal_lm import CausalLM, last_hidden, render
 from teachers.heads import find_head
-from teachers.models import where
+from teachers.models import base_key, where
 from teachers.scoring import Row, Running, predicting_states, scored_tokens
 from teachers.switching import adapters_disabled, is_adapted
 from teachers.types import Answer, Head, HeadWeights, ScoreRequest, SignalKind, TeacherFailure, TopK, Usage
@@ -148,7 +148,7 @@ def build(name: str, config: TransformersTeacher, models: Models, temperature: f
         TeacherError: it cannot be loaded, or its tokens are too far from the student's.
     """
     assert config.align is not None, f"{name} has the student's tokenizer"
-    key = model_key(models.resolve(config.model, "model"), config.revision, config.dtype)
+    key = base_key(config, models.resolve)
     lm = models.get(key, name)
     running: Running = partial(adapters_disabled, lm.model) if is_adapted(lm.model) else nullcontext
     with running():

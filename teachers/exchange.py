@@ -11,7 +11,6 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -168,19 +167,16 @@ class Exchange:
     def _score_locally(self, questions: Sequence[Question]) -> None:
         # Not in the order of arrival, which differs where rollouts are replayed.
         pending = sorted(questions, key=lambda question: question[1].request_id)
-        for name in self._pool.names:
-            own = [request for teacher, request in pending if teacher == name]
-            with self._pool.turn(name) if self._gather is not None else nullcontext():
-                for request_id, result in self._pool.score(name, own) if own else ():
-                    self._record(name, request_id, result)
+        for name, request_id, result in self._pool.answers(pending):
+            self._record(name, request_id, result)
 
     def _ask_together(self, gather: Gather, wanted: Collection[str]) -> None:
         """The first process asks what all of them have to ask, and everybody takes the answers that it waits for."""
         mine, self._remote = self._remote, []
         everyones: list[tuple[list[Question], list[str]]] = gather((mine, sorted(wanted)))
         start = time.perf_counter()
-        answers: list[list[Arrival]] = []
-        if self._rank == 0:
+        answers: list[list[Arrival]] = [[] for _ in everyones]
+        if self._pool.courier is not None:
             for rank, (questions, _) in enumerate(everyones):
                 for name, question in questions:
                     self._send(rank, name, question)

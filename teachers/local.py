@@ -6,9 +6,8 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from teachers.causal_lm import model_key
 from teachers.heads import find_head
-from teachers.models import where
+from teachers.models import base_key, where
 from teachers.switching import adapters_disabled, is_adapted
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def build(name: str, config: TransformersTeacher, models: Models) -> HiddenState
     Raises:
         TeacherError: it cannot be loaded, or does not fit the student.
     """
-    key = model_key(models.resolve(config.model, "model"), config.revision, config.dtype)
+    key = base_key(config, models.resolve)
     lm = models.get(key, name)
     running: Running = partial(adapters_disabled, lm.model) if is_adapted(lm.model) else nullcontext
     with running():

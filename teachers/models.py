@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from teachers.alignment import answer_end, compare_models
-from teachers.causal_lm import CausalLM, ModelKey, load_causal_lm, load_tokenizer
-from teachers.config import ScoringBase
+from teachers.causal_lm import CausalLM, ModelKey, load_causal_lm, load_tokenizer, model_key
+from teachers.config import AdapterTeacher, ScoringBase, TransformersTeacher
 from teachers.errors import TeacherError
 from teachers.heads import with_ends_mapped
 from teachers.mapped import forget, in_turn, pages_of
@@ -89,6 +89,12 @@ class Models:
             tokens_per_forward=self.tokens_per_forward,
             running=running,
         )
+
+
+def base_key(config: TransformersTeacher | AdapterTeacher, resolve: Resolve) -> ModelKey:
+    """The model that a teacher stands on."""
+    path = config.base if isinstance(config, AdapterTeacher) else config.model
+    return model_key(resolve(path, "model"), config.revision, config.dtype)
 
 
 def where(name: str) -> str:

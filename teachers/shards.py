@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from teachers.causal_lm import decoder
+from teachers.mapped import forget, pages_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +31,11 @@ def shard_layers(model: nn.Module) -> None:
     teacher's head is wanted long after its forward. In place, and for good; twice is once."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    pages = pages_of(model)
     for layer in layers_of(model):
         if not isinstance(layer, FSDPModule):
             fully_shard(layer, reshard_after_forward=True)
+    forget(pages)  # the layers' parts are copies; of the file only what stays whole is read again
 
 
 @contextmanager

@@ -3,8 +3,8 @@ tiny run.
 
     torchrun … -m tests.many runs.json        a list of [recipe, override, …]
 
-Beside overrides: --resume goes on with a run; --accelerate has accelerate's FSDP2 shard the student on a CPU, which it
-would not do by itself: it is told that the CPU is an accelerator.
+Beside overrides: --resume goes on with a run; --stops: it ends with a RunError; --accelerate has accelerate's FSDP2
+shard the student on a CPU, which it would not do by itself: it is told that the CPU is an accelerator.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from pathlib import Path
 
 import pytest
 
-FLAGS = ("--resume", "--accelerate")
+FLAGS = ("--resume", "--stops", "--accelerate")
 
 
 def main() -> None:
+    from pipeline.errors import RunError
     from pipeline.ranks import leave
     from tests.runs import run_here
 
     for recipe, *arguments in json.loads(Path(sys.argv[1]).read_text()):
         overrides = [each for each in arguments if each not in FLAGS]
-        with told_to_shard() if "--accelerate" in arguments else nullcontext():
+        ends = pytest.raises(RunError) if "--stops" in arguments else nullcontext()
+        with ends, told_to_shard() if "--accelerate" in arguments else nullcontext():
             run_here(Path(recipe), *overrides, resume="--resume" in arguments)
     leave()
 

@@ -139,9 +139,13 @@ def read_weights(lm: CausalLM, products: torch.dtype | None) -> Weights:
 
 def _layout(body: Any, head: Tensor, products: torch.dtype) -> _Layout:
     entries = head.numel() + sum(parameter.numel() for parameter in body.layers.parameters())
-    fits = entries * products.itemsize <= _MOST_PACKED
-    packs = head.device.type == "cpu" and fits and _can_pack(products)
+    packs = head.device.type == "cpu" and copies_fit(entries, products)
     return _Layout(products, copied=packs or products != body.embed_tokens.weight.dtype, packed=packs)
+
+
+def copies_fit(entries: int, products: torch.dtype) -> bool:
+    """Whether a CPU packs weights of so many entries."""
+    return entries * products.itemsize <= _MOST_PACKED and _can_pack(products)
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

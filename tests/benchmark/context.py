@@ -3,6 +3,7 @@
 One row of T tokens, half of them answered, one teacher over the whole vocabulary: laid out, forward, backward, and what
 becomes metrics. Each length in a process of its own; what counts is by how much the most memory that the process ever
 held grew over a step of 256 tokens. A column's number is the growth between two lengths divided by their difference.
+`--shared N`: N processes share the row, and the one of them counts that grew most.
 """
 
 from __future__ import annotations
@@ -41,15 +42,35 @@ def measured(folder: Path, way: str, tokens: int) -> dict[str, float]:
     torch.set_num_threads(1)
     config = recipe.Student(model=str(folder), **WAYS[way])
     student = load_student(config, model_path=str(folder), seed=0, chunk_bytes=16 << 20, device=torch.device("cpu"))
+    stretch = shared(student)
     student.train()
-    _step(student, SHORT)
+    _step(student, SHORT, stretch)
     before = _most()
     start = time.perf_counter()
-    _step(student, tokens)
-    return {"bytes": _most() - before, "seconds": time.perf_counter() - start}
+    _step(student, tokens, stretch)
+    seconds, grown = time.perf_counter() - start, torch.tensor(_most() - before)
+    if stretch is not None:
+        torch.distributed.all_reduce(grown, torch.distributed.ReduceOp.MAX)
+        torch.distributed.destroy_process_group()
+    return {"bytes": int(grown), "seconds": seconds}
 
 
-def _step(student: Any, tokens: int) -> None:
+def shared(student: Any) -> Any:
+    """The stretch of every row that this process has, where torchrun has started several."""
+    import torch
+
+    if "RANK" not in os.environ:
+        return None
+    from pipeline.stretches import share_rows
+    from pipeline.types import Stretch
+
+    torch.distributed.init_process_group("gloo")
+    stretch = Stretch(torch.distributed.get_rank(), torch.distributed.get_world_size(), None)
+    share_rows(student.lm, stretch)
+    return stretch
+
+
+def _step(student: Any, tokens: int, stretch: Any) -> None:
     import torch
 
     from pipeline.metrics import Sums, collect
@@ -75,6 +96,7 @@ def _step(student: Any, tokens: int) -> None:
     signal = FullVocab(hidden, student.head, torch.ones(answered, dtype=torch.bool))
     rows = [Row(rollout, (Score("t", 1.0, Divergence(), signal),))]
     batch = build_batch(rows, normaliser(rows, "trajectory"), temperature=1.0, device=student.device)
+    batch = student.part_of(batch, stretch)
     output = student(batch)
     output.loss.backward()
     collect(Sums(), batch, output)
@@ -99,31 +121,39 @@ def save_model(folder: Path, context: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384, 32768, 65536])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--shared", type=int, default=1)
     parser.add_argument("--child", nargs=3)
     arguments = parser.parse_args()
     if arguments.child:
         folder, way, tokens = arguments.child
-        print(json.dumps(measured(Path(folder), way, int(tokens))))
+        found = measured(Path(folder), way, int(tokens))
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(json.dumps(found))
         return
     with TemporaryDirectory() as name:
         save_model(Path(name), max(arguments.lengths))
-        table(Path(name), arguments.lengths)
+        table(Path(name), arguments.lengths, arguments.ways, arguments.shared)
 
 
-def table(folder: Path, lengths: list[int]) -> None:
-    found: dict[str, dict[str, float]] = {way: {"bytes": 0.0, "seconds": 0.0} for way in WAYS}
-    print(f"| tokens | {' | '.join(f'{way}, bytes a token' for way in WAYS)} | seconds |")
-    print(f"|---:|{'---:|' * (len(WAYS) + 1)}")
+def table(folder: Path, lengths: list[int], ways: list[str], shared: int) -> None:
+    found: dict[str, dict[str, float]] = {way: {"bytes": 0.0, "seconds": 0.0} for way in ways}
+    print(f"| tokens | {' | '.join(f'{way}, bytes a token' for way in ways)} | seconds |")
+    print(f"|---:|{'---:|' * (len(ways) + 1)}")
     shorter = SHORT
     for tokens in lengths:
         cells = []
-        for way in WAYS:
-            command = [sys.executable, "-m", "tests.benchmark.context", "--child", str(folder), way, str(tokens)]
+        for way in ways:
+            torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(shared))
+            command = [
+                *(sys.executable, *(torchrun if shared > 1 else ()), "-m", "tests.benchmark.context"),
+                *("--child", str(folder), way, str(tokens)),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | MALLOC)
-            now = json.loads(done.stdout)
+            now = json.loads(done.stdout.splitlines()[-1])
             cells.append(f"{(now['bytes'] - found[way]['bytes']) / (tokens - shorter):,.0f}")
             found[way] = now
-        seconds = ", ".join(f"{found[way]['seconds']:.1f}" for way in WAYS)
+        seconds = ", ".join(f"{found[way]['seconds']:.1f}" for way in ways)
         print(f"| {tokens:,} | {' | '.join(cells)} | {seconds} |", flush=True)
         shorter = tokens
 

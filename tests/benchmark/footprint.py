@@ -1,10 +1,11 @@
 """What a step really takes in one of several CPU processes, beside what `tutelage check --processes` says on paper.
 
-    python -m tests.benchmark.footprint [--hidden 768] [--layers 12] [--processes 1,2,4]
+    python -m tests.benchmark.footprint [--hidden 768] [--layers 12] [--ways 1,2:shards,4:shards,2:groups,4:groups]
 
-A student of random weights in fp32, all of them trained, and a teacher of the same size, both in shards where there are
-several processes. Resident memory of the process that holds most, after a step (at rest) and at its highest in one,
-each above what it held before it loaded anything. Linux.
+A student of random weights in fp32, all of them trained and in shards, and two teachers of the same size, in shards or
+in groups, where there are several processes. What is freed goes back to the kernel at once: by itself glibc keeps
+holes of up to 32 MB, which belong to nothing. Resident memory of the process that holds most, after a step (at rest)
+and at its highest in one, each above what it held before it loaded anything. Linux.
 """
 
 from __future__ import annotations
@@ -13,36 +14,39 @@ import argparse
 import ctypes
 import gc
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.benchmark.context import MALLOC
 from tests.benchmark.turns import memory
 from tests.runs import environment
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3  # the first makes the optimizer's state
+TASKS = ("addition", "sorting")
 
 
-def settings_of(folder: Path, hidden: int, layers: int) -> dict[str, Any]:
+def settings_of(folder: Path, hidden: int, layers: int, teachers: str) -> dict[str, Any]:
     new = {"architecture": "qwen3", "hidden_size": hidden, "layers": layers, "heads": 8, "context": 128}
     return {
         "method": "distill",
         "output": str(folder / "run"),
         "threads": 1,
         "student": {"model": new},
-        "teachers": {"addition": {"kind": "transformers", "model": str(folder / "teacher"), "dtype": "float32"}},
+        "teachers": {task: {"kind": "transformers", "model": str(folder / task), "dtype": "float32"} for task in TASKS},
         "data": {
             "held_out": 2,
             "max_prompt_tokens": 64,
-            "sources": {"addition": {"kind": "tasks", "task": "addition", "count": 40}},
+            "sources": {task: {"kind": "tasks", "task": task, "count": 40} for task in TASKS},
         },
         "rollout": {"max_new_tokens": 16, "rows": 8},
         "objective": {"chunk_megabytes": 8},
         "training": {"steps": STEPS, "prompts_per_step": 8, "tokens_per_forward": 256},
-        "sharding": {"student": True, "teachers": True},
+        "sharding": {"student": True, "teachers": teachers},
     }
 
 
@@ -86,12 +90,14 @@ def settled() -> int:
 
 
 def measured(folder: Path, processes: int) -> dict[str, int]:
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1")
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)),
-        *("--master_addr", "127.0.0.1", "--master_port", str(29_400 + processes)),
+        sys.executable,
+        *((*torchrun, "--master_port", str(29_400 + processes)) if processes > 1 else ()),
         *("-m", "tests.benchmark.footprint", "--inside", str(folder)),
     ]
-    subprocess.run(command, env=environment() | {"ACCELERATE_USE_CPU": "true"}, check=True, cwd=ROOT, timeout=1800)
+    settings = environment() | MALLOC | {"ACCELERATE_USE_CPU": "true"}
+    subprocess.run(command, env=settings, check=True, cwd=ROOT, timeout=1800)
     found = [json.loads(path.read_text()) for path in folder.glob(f"found-{processes}-*.json")]
     assert len(found) == processes
     return {name: max(each[name] for each in found) for name in ("rest", "peak")}
@@ -101,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--processes", default="1,2,4")
+    parser.add_argument("--ways", default="1,2:shards,4:shards,2:groups,4:groups")
     parser.add_argument("--inside", type=Path)
     wanted = parser.parse_args()
     if wanted.inside:
@@ -109,24 +115,29 @@ def main() -> None:
         return
     from pipeline.footprint import footprint, shape_of
     from pipeline.new_model import create_model, model_config
-    from pipeline.recipe import NewModel
+    from pipeline.recipe import FullTuning, NewModel
     from pipeline.recipe_file import load_recipe
 
+    shape = NewModel.model_validate(settings_of(Path(), wanted.hidden, wanted.layers, "whole")["student"]["model"])
+    config = model_config(shape, 358)
+    student, teacher = (shape_of(config, "float32", tune) for tune in (FullTuning(), None))
+    print(f"{student.numbers / 1e6:.0f} million weights in fp32; MB in one process, measured / on paper")
+    print("| processes | teachers | at rest | on paper | peak | on paper |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        settings = settings_of(folder, wanted.hidden, wanted.layers)
-        shape = NewModel.model_validate(settings["student"]["model"])
-        create_model(shape, 7, folder / "teacher", ())
-        (folder / "recipe.json").write_text(json.dumps(settings))
-        recipe = load_recipe(folder / "recipe.json").recipe
-        config = model_config(shape, 358)
-        student, teacher = (shape_of(config, "float32", tune) for tune in (recipe.student.tune, None))
-        print(f"{student.numbers / 1e6:.0f} million weights in fp32; MB in one process, measured / on paper")
-        print("| processes | at rest | on paper | peak | on paper |\n|---|---|---|---|---|")
-        for processes in map(int, wanted.processes.split(",")):
-            found, paper = measured(folder, processes), footprint(recipe, student, [teacher], processes)
+        for seed, task in enumerate(TASKS):
+            create_model(shape, seed, folder / task, ())
+        for way in wanted.ways.split(","):
+            count, _, teachers = way.partition(":")
+            settings = settings_of(folder, wanted.hidden, wanted.layers, teachers or "whole")
+            (folder / "recipe.json").write_text(json.dumps(settings))
+            recipe, processes = load_recipe(folder / "recipe.json").recipe, int(count)
+            found, paper = measured(folder, processes), footprint(recipe, student, [teacher, teacher], processes)
             cells = (found["rest"], paper.rest, found["peak"], paper.peak)
-            print(f"| {processes} | " + " | ".join(f"{value / 1e6:,.0f}" for value in cells) + " |", flush=True)
+            row = " | ".join(f"{value / 1e6:,.0f}" for value in cells)
+            print(f"| {processes} | {recipe.sharding.teachers} | {row} |", flush=True)
+            for left in (*folder.glob("found-*.json"), *folder.glob("run/*")):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 if __name__ == "__main__":

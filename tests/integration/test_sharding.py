@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from safetensors.torch import load_file
 
 from pipeline import manifest
 from pipeline.files import read_lines
-from tests.runs import changed, distill_settings, environment, in_processes, run_here, write_recipe
+from tests.runs import DOMAINS, changed, distill_settings, environment, in_processes, run_here, write_recipe
 
 ROOT = Path(__file__).parents[2]
 BY = "torch fully_shard over gloo"
-IN_SHARDS = ("sharding.student=true", "sharding.teachers=true")
+IN_SHARDS = ("sharding.student=true", "sharding.teachers=shards")
+IN_GROUPS = ("sharding.teachers=groups",)
+SHARED = ("sharding.context=2",)
+WRITTEN = "compare=[sft_on_teacher_samples]"
 # Seven prompts a step, so that the processes have different numbers of rows; several forwards, so that gradients
 # accumulate; every gradient is clipped.
 CHANGES = {
@@ -83,17 +87,27 @@ class Runs:
             [*self.replayed("full", "full-accelerate-2"), "--accelerate"],
             self.replayed("full", "full-1-2", step=2),
             [str(self.recipes["full"]), f"output={folder / 'own-2'}", *IN_SHARDS],
+            self.replayed("full", "full-groups-2", how=IN_GROUPS),
+            self.replayed("full", "full-context-2", how=SHARED),
+            self.replayed("lora", "lora-context-2", how=(*SHARED, *IN_SHARDS)),
+            [str(self.recipes["full"]), f"output={folder / 'own-groups-2'}", *IN_GROUPS, WRITTEN],
         ]
         torchrun(2, two, folder)
         replay_of(folder / "full-2", folder / "full-2-4", step=2)
-        torchrun(4, [self.replayed("full", "full-4"), self.resumed("full", "full-2-4")], folder)
+        four = [
+            self.replayed("full", "full-4"),
+            self.resumed("full", "full-2-4"),
+            self.replayed("full", "full-groups-4", how=("sharding.student=true", *IN_GROUPS)),
+            self.replayed("full", "full-context-4", how=(*SHARED, *IN_SHARDS)),
+        ]
+        torchrun(4, four, folder)
 
-    def replayed(self, kind: str, name: str, step: int = 0) -> list[str]:
+    def replayed(self, kind: str, name: str, step: int = 0, how: Sequence[str] = IN_SHARDS) -> list[str]:
         replay_of(self.folder / kind, self.folder / name, step)
-        return self.resumed(kind, name)
+        return self.resumed(kind, name, how)
 
-    def resumed(self, kind: str, name: str) -> list[str]:
-        return [str(self.recipes[kind]), f"output={self.folder / name}", *IN_SHARDS, "--resume"]
+    def resumed(self, kind: str, name: str, how: Sequence[str] = IN_SHARDS) -> list[str]:
+        return [str(self.recipes[kind]), f"output={self.folder / name}", *how, "--resume"]
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         return list(read_lines(self.folder / name / "metrics.jsonl"))
@@ -183,6 +197,61 @@ def test_students_in_shards_write_their_own_rollouts(runs: Runs) -> None:
     scores = [json.loads((runs.folder / name / "evaluation.json").read_text()) for name in ("own-2", "full")]
     assert scores[0].keys() == scores[1].keys()
     assert runs.weights("own-2").keys() == runs.weights("full").keys()
+
+
+def assert_in_groups(runs: Runs, name: str, groups: dict[str, list[int]]) -> None:
+    lines = list(read_lines(runs.folder / name / "timings.jsonl"))
+    assert lines
+    for line in lines:
+        assert line["processes"] == sum(map(len, groups.values()))
+        assert line["groups"] == groups
+
+
+def test_a_process_for_each_teacher_gives_the_losses_of_one_process(runs: Runs) -> None:
+    assert_in_groups(runs, "full-groups-2", {"sorting": [0], "addition": [1]})
+    assert_same_training(runs, "full", "full-groups-2")
+
+
+def test_groups_of_two_beside_a_student_in_shards_give_the_losses_of_one_process(runs: Runs) -> None:
+    assert_in_groups(runs, "full-groups-4", {"sorting": [0, 2], "addition": [1, 3]})
+    assert_in_shards(runs, "full-groups-4", 4)
+    assert_same_training(runs, "full", "full-groups-4")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "processes"),
+    [("full", "full-context-2", 2), ("lora", "lora-context-2", 2), ("full", "full-context-4", 4)],
+)
+def test_rows_that_two_processes_share_give_the_losses_of_one_process(
+    runs: Runs, kind: str, name: str, processes: int
+) -> None:
+    """A student that is whole, one in shards with layers that are computed again, and two pairs in shards."""
+    lines = list(read_lines(runs.folder / name / "timings.jsonl"))
+    assert [(line["processes"], line["context"]) for line in lines] == [(processes, 2)] * 5
+    if name != "full-context-2":
+        assert_in_shards(runs, name, processes)
+    assert_same_training(runs, kind, name)
+
+
+def test_a_run_in_groups_measures_what_one_process_does(runs: Runs) -> None:
+    """Its evaluations of teachers are made where they are, and KL to them by way of their groups."""
+    assert_in_groups(runs, "own-groups-2", {"sorting": [0], "addition": [1]})
+    found, expected = (
+        json.loads((runs.folder / name / "evaluation.json").read_text()) for name in ("own-groups-2", "full")
+    )
+    for domain, scores in expected["domains"].items():
+        assert found["domains"][domain]["specialist"] == scores["specialist"]
+        assert found["kl"][domain] == pytest.approx(expected["kl"][domain], rel=1e-3)
+
+
+def test_teachers_in_groups_write_what_a_baseline_learns(runs: Runs) -> None:
+    """Each where it is: all prompts are answered, those of either domain by its own teacher."""
+    folder = runs.folder / "own-groups-2" / "compare" / "sft_on_teacher_samples"
+    samples = list(read_lines(folder / "samples.jsonl"))
+    assert {line["writer"] for line in samples} <= set(DOMAINS)
+    assert all(line["writer"] == line["domain"] for line in samples)
+    assert [line["rows"] for line in read_lines(folder / "metrics.jsonl")] == [7] * len(samples)
+    assert {line["processes"] for line in read_lines(folder / "timings.jsonl")} == {2}
 
 
 def test_what_is_exported_is_what_was_trained(runs: Runs) -> None:

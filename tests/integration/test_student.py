@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import recipe
+from pipeline.averaging import frozen_initial
 from pipeline.checkpoint import whole_folder
 from pipeline.errors import ModelError, RunError
 from pipeline.export.form import Form
 from pipeline.export.weights import kinds_of, merged, write_weights
-from pipeline.student import Student, frozen_initial, load_student, packed_hidden, padded_hidden
+from pipeline.student import Student, load_student, packed_hidden, padded_hidden
 from pipeline.student_state import load_trainable_state, trainable_state
 from pipeline.types import Divergence, Target, TrainingBatch
 from teachers.adapters import add_adapter

@@ -16,13 +16,14 @@ from pipeline.files import read_lines
 from tests.runs import Settings, changed, distill_settings, environment, in_processes, run_here, write_recipe
 
 
-def torchrun(recipe: Path, *arguments: str, what: str = "run") -> None:
-    """`tutelage run`, or what else it can do, in two processes on this machine's loopback."""
+def torchrun(recipe: Path, *arguments: str, what: str = "run") -> str:
+    """`tutelage run`, or what else it can do, in two processes on this machine's loopback; what it says."""
     command = [*in_processes(2), "-m", "pipeline.cli", what, str(recipe), *arguments]
     result = subprocess.run(
         command, env=environment() | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def settings_for(folder: Path) -> Settings:

@@ -20,7 +20,7 @@ from tests.runs import Settings, changed, distill_settings, sft_settings, write_
 
 FULL = recipe.FullTuning()
 LORA = recipe.LoraTuning(kind="lora", rank=4)
-IN_SHARDS = {"sharding.student": True, "sharding.teachers": True}
+IN_SHARDS = {"sharding.student": True, "sharding.teachers": "shards"}
 
 
 def loaded(folder: Path, changes: Settings) -> recipe.DistillRecipe:
@@ -76,7 +76,8 @@ def test_shares_add_up(tmp_path: Path) -> None:
     assert (four.weights, four.gradients, four.optimizer) == (numbers, numbers, 2 * numbers)
     assert four.teachers == 4 * (teacher.root + (numbers - teacher.root) / 4)
     assert four.writing - one.writing == 4 * numbers
-    assert one.peak == one.rest + max(one.writing, one.scoring, one.update)
+    assert one.rest == one.weights + one.optimizer + one.teachers
+    assert one.peak == one.rest + max(one.writing, one.scoring, one.gradients + one.update)
 
 
 def test_without_shards_every_process_holds_everything(tmp_path: Path) -> None:
@@ -85,6 +86,42 @@ def test_without_shards_every_process_holds_everything(tmp_path: Path) -> None:
     one, four = (footprint(wanted, student, [], processes) for processes in (1, 4))
     assert (four.weights, four.optimizer) == (one.weights, one.optimizer)
     assert four.update > one.update  # data parallelism copies gradients into its buckets
+
+
+def test_groups_hold_a_teacher_each_and_every_head(tmp_path: Path) -> None:
+    wanted = loaded(tmp_path, {"sharding.teachers": "groups"})
+    student, teacher, small = measured(tiny_model(), FULL), measured(tiny_model(), None), measured(tiny_model(), None)
+    small = replace(small, numbers=small.numbers // 2, root=small.root // 2)
+    one, two, eight = (footprint(wanted, student, [teacher, small], processes, gpu=True) for processes in (1, 2, 8))
+    assert one.teachers == 4 * (teacher.numbers + small.numbers)
+    assert two.teachers == eight.teachers == 4 * (teacher.numbers + small.head)
+    copy = footprint(wanted, student, [teacher, small, student.kept_whole()], 2, gpu=True)  # the student's former self
+    assert copy.teachers == two.teachers + 4 * student.numbers
+
+
+def test_whole_teachers_are_in_a_cpus_memory_in_their_turns_alone(tmp_path: Path) -> None:
+    student, teacher = measured(tiny_model(), FULL), measured(tiny_model(), None)
+    for teachers, heads in (("whole", 0), ("groups", teacher.head)):
+        wanted = loaded(tmp_path, {"sharding.teachers": teachers})
+        here, there = (footprint(wanted, student, [teacher, teacher], 2, gpu=gpu) for gpu in (False, True))
+        assert here.teachers == 4 * heads
+        assert here.scoring == there.scoring + 4 * teacher.numbers
+
+
+def test_processes_that_share_rows_have_a_part_of_what_is_kept_for_the_backward(tmp_path: Path) -> None:
+    student = measured(tiny_model(), FULL)
+    one, two = (
+        footprint(loaded(tmp_path, {"sharding.context": n, "training.tokens_per_forward": 10_000}), student, [], 2)
+        for n in (1, 2)
+    )
+    keys = 2 * 10_000 * student.cache / student.layers
+    assert one.update - two.update == pytest.approx(10_000 * student.saved / 2 - keys)
+
+
+def test_writing_on_a_cpu_has_copies_in_its_own_order(tmp_path: Path) -> None:
+    student = measured(tiny_model(), FULL)
+    here, there = (footprint(loaded(tmp_path, {}), student, [], 1, gpu=gpu) for gpu in (False, True))
+    assert here.writing == there.writing + 4 * student.numbers
 
 
 def test_half_precision_has_copies_in_the_optimizer(tmp_path: Path) -> None:
