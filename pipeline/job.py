@@ -31,8 +31,10 @@ from pipeline.ranks import World
 from pipeline.recipe import Codebase, CodebaseSource, DistillRecipe, NewModel, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.recipe_losses import chunk_bytes
-from pipeline.recipe_rollouts import VllmRollouts
+from pipeline.recipe_rollouts import EngineInside, VllmRollouts
 from pipeline.remote import Desk
+from pipeline.rollout.inside import InsideGenerator
+from pipeline.rollout.inside_open import open_inside
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.rollout.vllm import VllmGenerator
 from pipeline.rollout.vllm_http import Access
@@ -94,7 +96,7 @@ class Parts:
     pool: Pool
     prompts: PromptSets
     desk: Desk
-    engine: VllmGenerator | None = None  # where the student's answers are written by a server
+    engine: VllmGenerator | InsideGenerator | None = None  # where vLLM writes the student's answers
 
 
 def resolve(job: Job, model: str, what: str = "model") -> str:
@@ -160,7 +162,7 @@ def load_parts(job: Job) -> Parts:
     return Parts(student, averages, selves, pool, prompts, desk, _engine(job, student))
 
 
-def _engine(job: Job, student: Student) -> VllmGenerator | None:
+def _engine(job: Job, student: Student) -> VllmGenerator | InsideGenerator | None:
     recipe, rollouts = job.recipe, job.recipe.rollout
     if not isinstance(rollouts, VllmRollouts) or not isinstance(recipe, DistillRecipe):
         return None
@@ -168,10 +170,15 @@ def _engine(job: Job, student: Student) -> VllmGenerator | None:
         raise RunError(
             "rollout.kind: vllm is given whole weights, and the student is in shards; set sharding.student: false"
         )
+    tokens = max(recipe.data.max_prompt_tokens, LEAST_PROMPT) + rollouts.max_new_tokens
+    if isinstance(rollouts.server, EngineInside):
+        return open_inside(
+            rollouts.server, student, rows=rollouts.rows, tokens=tokens, folder=job.folder, world=job.world
+        )
     return open_vllm(
         rollouts,
         student,
-        tokens=max(recipe.data.max_prompt_tokens, LEAST_PROMPT) + rollouts.max_new_tokens,
+        tokens=tokens,
         folder=job.folder,
         access=Access(guard_of(recipe)),
         world=job.world,

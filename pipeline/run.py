@@ -32,6 +32,7 @@ from pipeline.ranks import world_of
 from pipeline.recipe import DistillRecipe
 from pipeline.recipe_checks import model_keys
 from pipeline.recipe_file import LoadedRecipe, prepared_name
+from pipeline.recipe_rollouts import VllmRollouts, require_engine
 from pipeline.report.page import write_report
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
@@ -46,6 +47,7 @@ def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -
     require_lawful(loaded, display)
     if missing := missing_packages(loaded):
         raise RunError("\n".join(missing))
+    require_engines(loaded)
     display.title(loaded.output.name)
     return _run(loaded, loaded.output, {}, resume=resume, extend=extend, display=display)
 
@@ -176,6 +178,13 @@ def require_lawful(loaded: LoadedRecipe, display: Display) -> None:
         raise RunError("\n".join(problems))
 
 
+def require_engines(loaded: LoadedRecipe) -> None:
+    """Raises RunError where this recipe, or one that it needs first, writes by a vLLM that is not installed here."""
+    require_engine(loaded.recipe.rollout)
+    for inner in loaded.prepared.values():
+        require_engines(inner)
+
+
 # ---- check ----
 
 
@@ -190,6 +199,8 @@ def check(loaded: LoadedRecipe, *, offline: bool, step: bool, display: Display) 
             raise RunError("\n".join(missing))
         for line in missing:  # a recipe is looked at where it will not run, too
             display.warn(line)
+    if not offline:
+        require_engines(loaded)
     _check(loaded, loaded.output, {}, offline=offline, step=step, display=display)
 
 
@@ -243,7 +254,8 @@ def _describe(loaded: LoadedRecipe, folder: Path, display: Display) -> None:
     rows: list[list[str | float | None]] = [["method", recipe.method], ["output", str(folder)]]
     rows += [[f"prepare {name}", str(inner.path)] for name, inner in loaded.prepared.items()]
     rows += [["student", str(recipe.student.model)], ["tune", recipe.student.tune.kind]]
-    rows += [["rollouts", recipe.rollout.kind]]
+    by = f", {recipe.rollout.server.kind}" if isinstance(recipe.rollout, VllmRollouts) else ""
+    rows += [["rollouts", recipe.rollout.kind + by]]
     rows += [[f"source {name}", source.kind] for name, source in recipe.data.sources.items()]
     rows += [[f"teacher {name}", config.kind] for name, config in recipe.teachers.items()]
     rows += [["steps", str(recipe.training.steps)], ["prompts per step", str(recipe.training.prompts_per_step)]]
@@ -273,11 +285,11 @@ def _describe_parts(job: Job, parts: Parts) -> None:
 
 
 def _try_engine(job: Job, parts: Parts) -> None:
-    """Has a server that is to write take the student's weights. Raises RunError where it cannot."""
+    """Has what is to write take the student's weights. Raises RunError where it cannot."""
     if parts.engine is not None:
         parts.engine.follow(SamplingSettings.from_recipe(job.recipe.rollout), job.recipe.seed, 0)
         apart = f"{parts.engine.apart:.2g} nats per token from the student's own"
-        job.display.note(f"rollouts: {parts.engine.engine.root} follows the student; its log-probabilities are {apart}")
+        job.display.note(f"rollouts: {parts.engine.where} follows the student; its log-probabilities are {apart}")
 
 
 def _try_step(job: Job, loop: Loop) -> None:

@@ -60,7 +60,7 @@ ADJUSTABLE = (
 # How hard remote teachers are asked, where they are and what they may cost: what they say stays the same. And guards: a
 # run that one of them stopped may go on without it.
 _HOW_ASKED = re.compile(
-    r"^(rollout\.(server|silence|patience)\b|pool\.(quorum|below_quorum|budget|journal|model_change|student_price)\b|guards\b|privacy\.|teachers\.[^.]+\.(limits|budget|price|provider|url|key)\b)"
+    r"^(rollout\.server\b|pool\.(quorum|below_quorum|budget|journal|model_change|student_price)\b|guards\b|privacy\.|teachers\.[^.]+\.(limits|budget|price|provider|url|key)\b)"
 )
 EXTENDABLE = ("training.steps", "teachers.", "data.sources.", "routing", "prepare.", "evaluation.")
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.ranks import World
-from pipeline.rollout.protocol import OnFinished, SamplingSettings, require_room
+from pipeline.rollout.protocol import OnFinished, SamplingSettings
+from pipeline.rollout.rows import Row, rows_of
 from pipeline.rollout.vllm_engine import Engine
 from pipeline.rollout.vllm_http import Access, Waiting, Wire
 from pipeline.rollout.vllm_probe import require_same
 from pipeline.rollout.vllm_weights import Published, publish, withdraw
-from pipeline.rollout.vllm_writing import Row, Writing
+from pipeline.rollout.vllm_writing import Writing
 from pipeline.student import Student
 from pipeline.types import Prompt, Rollout
 
@@ -51,7 +52,7 @@ class VllmGenerator:
     def __post_init__(self) -> None:
         # No name was ever used before: an adapter, or a cache, that a server still has from another run is not ours.
         self._tag = self.world.gather(secrets.token_hex(4))[0]
-        self._banned = _banned(self.student)
+        self._banned = banned_of(self.student)
 
     def generate(
         self,
@@ -69,13 +70,7 @@ class VllmGenerator:
             DataError: a prompt is empty, or leaves no room for `max_new_tokens` in the model's context.
             RunError: the server is not there, does not come back, or cannot follow the student.
         """
-        for prompt, prompt_ids in prompts:
-            require_room(prompt, prompt_ids, settings, self.student.lm.context)
-        rows = [
-            Row(prompt, tuple(prompt_ids), index)
-            for prompt, prompt_ids in prompts
-            for index in range(settings.samples_per_prompt)
-        ]
+        rows = rows_of(prompts, settings, self.student.lm.context)
         self.follow(settings, seed, policy_version)
         writing = Writing(
             engine=self.engine,
@@ -93,6 +88,11 @@ class VllmGenerator:
         written = asyncio.run(self._written(writing, rows))
         self.continued += len(writing.continued)
         return [written[row.rollout_id] for row in rows]
+
+    @property
+    def where(self) -> str:
+        """What people call it."""
+        return self.engine.root
 
     def close(self) -> None:
         """Ends a server that the run has started, and removes the weights: a resumed run publishes its own."""
@@ -133,7 +133,7 @@ class VllmGenerator:
             return await writing.run(wire, rows)
 
 
-def _banned(student: Student) -> tuple[int, ...]:
+def banned_of(student: Student) -> tuple[int, ...]:
     """Entries of the model's vocabulary that its tokenizer does not know.
 
     Raises RunError where they are too many to be named to a server.

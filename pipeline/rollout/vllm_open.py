@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ranks import World
-from pipeline.recipe_rollouts import ServerAt, ServerStarted, VllmRollouts
+from pipeline.recipe_rollouts import EngineInside, ServerAt, ServerStarted, VllmRollouts
 from pipeline.rollout.vllm import VllmGenerator
 from pipeline.rollout.vllm_engine import Engine, flags_of
 from pipeline.rollout.vllm_http import Access, Waiting, read_key
@@ -36,11 +36,12 @@ def open_vllm(
     Raises RunError for a key that is not set, an adapter too large for vLLM, a vocabulary it cannot draw from.
     """
     server = rollouts.server
+    assert not isinstance(server, EngineInside), "inside_open.py opens that"
     place = folder / "engine"
     if isinstance(server, ServerAt):
         access = replace(access, key=read_key(server.key))
         place = Path(server.weights) if server.weights else place
-        engine = _found(server, rollouts, student, say)
+        engine = _found(server, student, say)
     else:
         engine = _started(server, rollouts, student, tokens=tokens, log=folder / "engine.log", say=say)
     if world.is_main and place == folder / "engine":
@@ -49,16 +50,16 @@ def open_vllm(
         student=student,
         engine=engine,
         access=access,
-        waiting=Waiting(rollouts.silence, rollouts.patience),
+        waiting=Waiting(server.silence, server.patience),
         place=place.resolve(),  # a server has a working directory of its own
         drafts=folder / "journal" / "drafts",
         world=world,
     )
 
 
-def _found(server: ServerAt, rollouts: VllmRollouts, student: Student, say: Callable[[str], None]) -> Engine:
+def _found(server: ServerAt, student: Student, say: Callable[[str], None]) -> Engine:
     root = server.url.rstrip("/").removesuffix("/v1")
-    return Engine(root, following(student), server.model, rollouts.patience, say)
+    return Engine(root, following(student), server.model, server.patience, say)
 
 
 def _started(

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 from pipeline.errors import RunError
 from pipeline.rollout.drafts import Draft, DraftLog
 from pipeline.rollout.protocol import OnFinished, SamplingSettings
-from pipeline.rollout.segments import segment, think_tags
+from pipeline.rollout.rows import Row, rollout_of
+from pipeline.rollout.segments import think_tags
 from pipeline.rollout.stopping import Finish, stopping_of
 from pipeline.rollout.vllm_engine import Engine
 from pipeline.rollout.vllm_http import EngineError, Waiting, Wire, error_of
 from pipeline.rollout.vllm_wire import COMPLETIONS, BadStreamError, piece_of, question, seed_of
-from pipeline.types import Prompt, Rollout
+from pipeline.types import Rollout
 
 if TYPE_CHECKING:
     from pipeline.rollout.segments import ThinkTags
@@ -30,19 +31,6 @@ if TYPE_CHECKING:
     from teachers.causal_lm import CausalLM
 
 AGAIN = (0.2, 10.0)  # seconds before a request is sent again: at first, and at most
-
-
-@dataclass(frozen=True)
-class Row:
-    """One completion to write."""
-
-    prompt: Prompt
-    prompt_ids: tuple[int, ...]
-    sample_index: int
-
-    @property
-    def rollout_id(self) -> str:
-        return f"{self.prompt.prompt_id}/{self.sample_index}"
 
 
 @dataclass(eq=False)
@@ -92,7 +80,7 @@ class Writing:
             draft = left.get(row.rollout_id, Draft())
             async with turns:
                 finish = await self._finish(wire, row, draft, log)
-            written[row.rollout_id] = rollout = self._rollout(row, draft, finish)
+            written[row.rollout_id] = rollout = rollout_of(row, draft, finish, self.settings, self._tags)
             if self.on_finished is not None:
                 self.on_finished([rollout])
 
@@ -166,17 +154,3 @@ class Writing:
                     if (finish := self._stopping.finish(draft.token_ids)) is not None:
                         return finish  # what the server has written beyond a stop string is not taken
         return None
-
-    def _rollout(self, row: Row, draft: Draft, finish: Finish) -> Rollout:
-        whole = self.settings.top_p == 1.0 and self.settings.top_k == 0
-        logprobs = tuple(draft.logprobs)
-        return Rollout(
-            prompt=row.prompt,
-            sample_index=row.sample_index,
-            prompt_ids=row.prompt_ids,
-            segments=segment(draft.token_ids, finish.reason, self._tags, row.prompt_ids, finish.past_stop),
-            finish_reason=finish.reason,
-            model_logprobs=logprobs if whole else (),  # what was cut away, a server does not say
-            sampling_logprobs=logprobs,
-            policy_versions=tuple(draft.versions),
-        )
