@@ -18,6 +18,7 @@ from torch import nn
 
 from pipeline.recipe import DistillRecipe, LoraTuning, SftRecipe
 from pipeline.recipe_losses import chunk_bytes
+from pipeline.recipe_rollouts import EngineInside, VllmRollouts
 from teachers.causal_lm import decoder
 from teachers.shards import layers_of
 
@@ -222,13 +223,20 @@ def footprint(
     elif processes > 1:
         gathered = trained_bytes  # DDP's buckets
     rows = min(recipe.rollout.rows, rows_of(recipe, processes))
+    cache = rows * ahead * student.cache
     copied = student.numbers * 2 if bf16 and student.item == 4 else 0  # the lean engine multiplies by bf16 copies
+    writing = (trained_bytes + frozen if cut > 1 else 0) + cache + copied
+    if isinstance(recipe, DistillRecipe) and isinstance(
+        recipe.rollout, VllmRollouts
+    ):  # inside: the least that `memory` has to be
+        inside = isinstance(recipe.rollout.server, EngineInside)
+        writing = student.numbers * student.item + cache if inside else 0.0
     return Footprint(
         weights=(trained_bytes + frozen) / cut,
         gradients=trained_bytes / cut,
         optimizer=student.trained * (MOMENTS + (8 if half else 0)) / cut,
         teachers=sum(_at_rest(shape, recipe, processes) for shape in teachers),
-        writing=(trained_bytes + frozen if cut > 1 else 0) + rows * ahead * student.cache + copied,
+        writing=writing,
         scoring=max((_in_turn(shape, recipe, processes, tokens) for shape in teachers), default=0.0),
         update=gathered + activations + chunk + student.head * 4,
     )

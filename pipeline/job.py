@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ def resolve(job: Job, model: str, what: str = "model") -> str:
 
 def load_parts(job: Job) -> Parts:
     recipe = job.recipe
+    _require_room_inside(job)
     job.display.phase("loading prompts and models")
     model_path = _student_path(job)
     prompts = _prompts(job, model_path)
@@ -166,10 +167,6 @@ def _engine(job: Job, student: Student) -> VllmGenerator | InsideGenerator | Non
     recipe, rollouts = job.recipe, job.recipe.rollout
     if not isinstance(rollouts, VllmRollouts) or not isinstance(recipe, DistillRecipe):
         return None
-    if job.in_shards:
-        raise RunError(
-            "rollout.kind: vllm is given whole weights, and the student is in shards; set sharding.student: false"
-        )
     tokens = max(recipe.data.max_prompt_tokens, LEAST_PROMPT) + rollouts.max_new_tokens
     if isinstance(rollouts.server, EngineInside):
         return open_inside(
@@ -183,6 +180,28 @@ def _engine(job: Job, student: Student) -> VllmGenerator | InsideGenerator | Non
         access=Access(guard_of(recipe)),
         world=job.world,
         say=job.display.warn,
+        twin=partial(_loaded_whole, job, student) if job.in_shards else None,
+    )
+
+
+def _require_room_inside(job: Job) -> None:
+    """Raises RunError where vLLM's engine would have to stand whole in every process beside a part of the student."""
+    rollouts = job.recipe.rollout
+    if job.in_shards and isinstance(rollouts, VllmRollouts) and isinstance(rollouts.server, EngineInside):
+        raise RunError(
+            "rollout.server: inside has the whole model in every process, and the student is in shards; use "
+            "rollout.server=start, or sharding.student=false"
+        )
+
+
+def _loaded_whole(job: Job, student: Student) -> Student:
+    """Another one of the same, on the CPU, as it was before training."""
+    return load_student(
+        job.recipe.student,
+        model_path=student.key.path,
+        seed=job.recipe.seed,
+        chunk_bytes=1 << 20,
+        device=torch.device("cpu"),
     )
 
 
@@ -318,10 +337,7 @@ def whole_student(job: Job, parts: Parts) -> Student:
     from the last checkpoint, which is the end's. Only the main process needs it."""
     if not job.in_shards:
         return parts.student
-    recipe, key = job.recipe, parts.student.key
-    student = load_student(
-        recipe.student, model_path=key.path, seed=recipe.seed, chunk_bytes=1 << 20, device=torch.device("cpu")
-    )
+    student = _loaded_whole(job, parts.student)
     load_trainable_state(student, load_weights(list_checkpoints(job.folder / "checkpoints")[-1]))
     return student
 

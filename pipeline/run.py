@@ -236,8 +236,8 @@ def _check(
         try:
             _describe_parts(job, parts)
             loop = build_loop(job, parts)
-            _try_engine(job, parts)
             with whole(parts.student, *parts.pool.models):
+                _try_engine(job, parts)
                 preflight(job, parts, loop, peak_bytes)
             if step:
                 _try_step(job, loop)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pipeline.rollout.vllm_probe import require_same
 from pipeline.rollout.vllm_weights import Published, publish, withdraw
 from pipeline.rollout.vllm_writing import Writing
 from pipeline.student import Student
+from pipeline.student_state import load_trainable_state, trainable_state
 from pipeline.types import Prompt, Rollout
 
 MOST_BANNED = 1024  # padded rows of a vocabulary that are kept from being drawn, one by one
@@ -30,7 +31,8 @@ MOST_BANNED = 1024  # padded rows of a vocabulary that are kept from being drawn
 
 @dataclass(eq=False)
 class VllmGenerator:
-    """A `Generator` (see `protocol.py`). place: for the weights. drafts: for what is being written.
+    """A `Generator` (see `protocol.py`). place: for the weights. drafts: for what is being written. twin: loads
+    one more student, which is whole where this one is in shards; called once, in the main process.
 
     apart: nats per token between the server's log-probabilities and the student's, as found last. continued: how many
     completions went on from tokens they had.
@@ -43,10 +45,12 @@ class VllmGenerator:
     place: Path
     drafts: Path
     world: World
+    twin: Callable[[], Student] | None = None
     apart: float = 0.0
     continued: int = 0
     _tag: str = ""
     _followed: tuple[int, int] | None = None
+    _twin: Student | None = None
     _banned: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -103,19 +107,28 @@ class VllmGenerator:
     def follow(self, settings: SamplingSettings, seed: int, version: int) -> None:
         """Gives the server the weights as they are now, unless it has them: the main process does, for all.
 
-        seed: that of this attempt; after a roll-back the same version has other weights.
+        seed: that of this attempt; after a roll-back the same version has other weights. A student in shards has to be
+        `whole` meanwhile, as it is for all that writes.
         """
         if self._followed == (seed, version):
             return
         name = f"student-{self._tag}-{seed}-{version:06d}"
         if self.world.is_main:
-            old = asyncio.run(self._told(publish(self.student, self.place, name, version), settings))
+            old = asyncio.run(self._told(publish(self._whole(), self.place, name, version), settings))
             if old is not None:
                 withdraw(old)
         self.engine.root = self.world.gather(self.engine.root)[0]
         if not self.world.is_main:
             asyncio.run(self._joined(Published(name, self.place / name, version)))
         self._followed = (seed, version)
+
+    def _whole(self) -> Student:
+        """What can be written as files: out of a module in shards nothing comes whole, though its weights are now."""
+        if self.twin is None:
+            return self.student
+        self._twin = self._twin or self.twin()
+        load_trainable_state(self._twin, trainable_state(self.student))
+        return self._twin
 
     async def _told(self, published: Published, settings: SamplingSettings) -> Published | None:
         async with Wire(self.engine.root, self.access) as wire:

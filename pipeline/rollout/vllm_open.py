@@ -30,8 +30,10 @@ def open_vllm(
     access: Access,
     world: World,
     say: Callable[[str], None],
+    twin: Callable[[], Student] | None = None,
 ) -> VllmGenerator:
-    """Nothing is started or asked yet. tokens: of the longest prompt and its answer. folder: the run's.
+    """Nothing is started or asked yet. tokens: of the longest prompt and its answer. folder: the run's. twin: of a
+    student in shards, loads one that is whole.
 
     Raises RunError for a key that is not set, an adapter too large for vLLM, a vocabulary it cannot draw from.
     """
@@ -54,6 +56,7 @@ def open_vllm(
         place=place.resolve(),  # a server has a working directory of its own
         drafts=folder / "journal" / "drafts",
         world=world,
+        twin=twin,
     )
 
 
