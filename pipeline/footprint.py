@@ -225,11 +225,9 @@ def footprint(
     rows = min(recipe.rollout.rows, rows_of(recipe, processes))
     cache = rows * ahead * student.cache
     copied = student.numbers * 2 if bf16 and student.item == 4 else 0  # the lean engine multiplies by bf16 copies
-    writing = (trained_bytes + frozen if cut > 1 else 0) + cache + copied
-    if isinstance(recipe, DistillRecipe) and isinstance(
-        recipe.rollout, VllmRollouts
-    ):  # inside: the least that `memory` has to be
-        inside = isinstance(recipe.rollout.server, EngineInside)
+    writing: float = (trained_bytes + frozen if cut > 1 else 0) + cache + copied
+    if isinstance(recipe, DistillRecipe) and isinstance(recipe.rollout, VllmRollouts):
+        inside = isinstance(recipe.rollout.server, EngineInside)  # there it is the least that `memory` has to be
         writing = student.numbers * student.item + cache if inside else 0.0
     return Footprint(
         weights=(trained_bytes + frozen) / cut,
