@@ -26,6 +26,7 @@ from pipeline.errors import RunError
 from pipeline.rollout.vllm_weights import Following, named_weights, publish, withdraw
 from pipeline.student import Student
 
+WHO = "vLLM in this process"
 T = TypeVar("T")
 _SAID = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CONFIGURE_LOGGING": "0", "VLLM_NO_USAGE_STATS": "1"}
 # What vLLM raises for what it cannot do, from a key that it does not know to memory that is not there.

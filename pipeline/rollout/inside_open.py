@@ -12,8 +12,8 @@ from pipeline.ranks import World
 from pipeline.recipe_rollouts import EngineInside
 from pipeline.rollout.inside import InsideGenerator
 from pipeline.rollout.inside_engine import InsideEngine
-from pipeline.rollout.vllm import banned_of
 from pipeline.rollout.vllm_engine import room_of
+from pipeline.rollout.vllm_following import banned_of
 from pipeline.rollout.vllm_weights import UNTIED, following
 from pipeline.student import ADAPTER, Student
 
