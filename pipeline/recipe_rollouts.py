@@ -169,6 +169,6 @@ def require_engine(rollouts: Sampling) -> None:
     inside = isinstance(rollouts, VllmRollouts) and isinstance(rollouts.server, EngineInside)
     if inside and find_spec("vllm") is None:
         raise RunError(
-            "rollout.server: vllm is not installed here; pip install vllm into this environment, or name another one's "
-            "python: rollout.server.kind=start rollout.server.python=PYTHON"
+            "rollout.server: vllm is not installed here; pip install vllm beside tutelage, or let a server write by "
+            "another environment's: rollout.server={kind: start, python: PYTHON}"
         )

@@ -123,6 +123,7 @@ class InsideEngine:
             engine.engine_core.shutdown()
         del engine
         gc.collect()
+        _log_nowhere()
 
     # ---- weights ----
 
@@ -176,12 +177,17 @@ def _said(name: str, output: Any) -> Said:
     return Said(name, ids, logprobs, output.finish_reason)
 
 
-def _log_to(path: Path) -> None:
-    """vLLM's words go to a file: they would run through what the run shows."""
+def _log_nowhere() -> logging.Logger:
     logger = logging.getLogger("vllm")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+    return logger
+
+
+def _log_to(path: Path) -> None:
+    """vLLM's words go to a file: they would run through what the run shows."""
+    logger = _log_nowhere()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -199,7 +205,7 @@ def _process_kept() -> Iterator[None]:
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
     precision = torch.get_float32_matmul_precision()
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     before = dict(os.environ)
     os.environ.update(_SAID)
     try:
@@ -211,8 +217,8 @@ def _process_kept() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)

@@ -78,6 +78,8 @@ class Writing:
 
     def _take(self, said: Said) -> Rollout | None:
         """The rollout, where these tokens end it. Raises RunError for what is no log-probability."""
+        if said.name not in self._open:  # it had one more token under way when it was ended
+            return None
         row, draft = self._open[said.name]
         if not all(isfinite(value) for value in said.logprobs):
             raise RunError(f"rollout.server: {WHO} gave log-probabilities that are none: {said.logprobs[:5]}")

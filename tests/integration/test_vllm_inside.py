@@ -26,7 +26,6 @@ def test_in_a_process_that_has_vllm() -> None:
     print(done.stdout[-4000:])
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout
-    assert f"{INSIDE.read_text().count('def test_') + 1} passed" in done.stdout  # one of them for two ways of tuning
 
 
 def test_where_vllm_is_missing_nothing_is_begun(tmp_path: Path) -> None:
