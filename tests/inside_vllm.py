@@ -122,7 +122,7 @@ def test_tokens_and_their_probabilities(generator: InsideGenerator, tmp_path: Pa
         assert rollout.model_logprobs == ()
         assert sum(rollout.sampling_logprobs) > sum(scored(student, rollout))  # of five entries, and cooler
 
-    # Between rollouts it sleeps, and wakes with the weights. On a CPU sleeping gives nothing back; its order is the same.
+    # Between rollouts it sleeps, and wakes with the weights. On a CPU that gives nothing back, in the same order.
     generator.engine.sleeps = True
     for version in (5, 5, 6):
         again = generate(generator, settings, policy_version=version)
