@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.rollout.drafts import DraftLog
-from pipeline.rollout.inside_engine import WHO, InsideEngine
+from pipeline.rollout.inside_engine import WHO, InsideEngine, process_kept
 from pipeline.rollout.inside_writing import Writing
 from pipeline.rollout.protocol import OnFinished, SamplingSettings
 from pipeline.rollout.rows import rows_of
@@ -61,8 +61,8 @@ class InsideGenerator:
             RunError: vLLM cannot be had, cannot follow the student, or fails.
         """
         rows = rows_of(prompts, settings, self.student.lm.context)
-        self.follow(settings, seed, policy_version)
-        with DraftLog(self.drafts, step, seed, self.rank) as log:
+        with process_kept(), DraftLog(self.drafts, step, seed, self.rank) as log:
+            self._follow(settings, seed, policy_version)
             writing = Writing(
                 engine=self.engine,
                 lm=self.student.lm,
@@ -75,8 +75,8 @@ class InsideGenerator:
                 on_finished=on_finished,
             )
             written = writing.run(rows)
+            self.engine.rest()
         self.continued += writing.continued
-        self.engine.rest()
         return [written[row.rollout_id] for row in rows]
 
     def follow(self, settings: SamplingSettings, seed: int, version: int) -> None:
@@ -85,6 +85,10 @@ class InsideGenerator:
         seed: that of this attempt; after a roll-back the same version has other weights. Raises RunError where it
         computes something else than the student.
         """
+        with process_kept():
+            self._follow(settings, seed, version)
+
+    def _follow(self, settings: SamplingSettings, seed: int, version: int) -> None:
         name = f"student-{self._tag}-{seed}-{version:06d}"
         self.engine.follow(self.student, name, version)
         if self._compared != name:

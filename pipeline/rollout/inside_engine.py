@@ -49,7 +49,8 @@ class InsideEngine:
     """options: vLLM's EngineArgs. sleeps: between rollouts. alone: this process is the run's only one. place: a folder
     for adapters on their way. log: where vLLM says what it does.
 
-    has: the name of the weights in it, None where it has none. Made when it is first needed.
+    has: the name of the weights in it, None where it has none. Made when it is first needed. To be used inside
+    `process_kept`.
     """
 
     options: Mapping[str, Any]
@@ -69,21 +70,18 @@ class InsideEngine:
 
         Raises RunError where vLLM cannot be had, or does not take them.
         """
-        if self.has == name and not self._asleep:
-            return
-        with _process_kept():
-            if self._engine is None:
-                self._engine = self._doing("start", lambda: _made(self.options, self.log))
-            if self._asleep:
-                torch.cuda.empty_cache()  # what training has let go of, its allocator keeps
-                self._doing("wake up", lambda: self._engine.wake_up(["weights"]))
-            if self.has != name:
-                load = self._load_adapter if self.following == "adapter" else self._load_model
-                self._doing("take the student's weights", lambda: load(student, name, version))
-                self.has = name
-            if self._asleep:
-                self._doing("wake up", lambda: self._engine.wake_up(["kv_cache"]))
-                self._asleep = False
+        if self._engine is None:
+            self._engine = self._doing("start", lambda: _made(self.options, self.log))
+        if self._asleep:
+            torch.cuda.empty_cache()  # what training has let go of, its allocator keeps
+            self._doing("wake up", lambda: self._engine.wake_up(["weights"]))
+        if self.has != name:
+            load = self._load_adapter if self.following == "adapter" else self._load_model
+            self._doing("take the student's weights", lambda: load(student, name, version))
+            self.has = name
+        if self._asleep:
+            self._doing("wake up", lambda: self._engine.wake_up(["kv_cache"]))
+            self._asleep = False
 
     def rest(self) -> None:
         """Gives memory back until the next rollouts. An adapter's base is kept in RAM, all weights are given anew."""
@@ -197,10 +195,11 @@ def _log_to(path: Path) -> None:
 
 
 @contextmanager
-def _process_kept() -> Iterator[None]:
+def process_kept() -> Iterator[None]:
     """What vLLM sets for the whole process is as it was afterwards, but for its own variables.
 
-    It seeds every random generator, takes torch.set_num_threads away on a CPU, and has children preload libraries.
+    It seeds every random generator and draws from them, takes torch.set_num_threads away on a CPU, and has children
+    preload libraries.
     """
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
     precision = torch.get_float32_matmul_precision()
