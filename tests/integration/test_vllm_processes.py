@@ -5,6 +5,7 @@ process does; so does a student in shards, whose weights reach the server whole.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from tests.runs import changed, distill_settings, run_here, write_recipe
 from tests.servers.engine import EngineServer
 
 STEPS, ROWS = 3, 7  # an odd number: the processes have different numbers of rows
+TUNES = ("lora", "full")
+CHANGES = {
+    "rollout": {"kind": "vllm", "max_new_tokens": 6, "rows": 4},
+    "training.steps": STEPS,
+    "training.prompts_per_step": ROWS,
+}
 NAMES = {"one": [], "two": [], "shards": IN_SHARDS}
 
 
@@ -25,24 +32,23 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.salts = folder, dict[tuple[str, str], Counter[str]]()
-        for tune in ("lora", "full"):
-            settings = distill_settings(folder / tune)
-            changes: dict[str, Any] = {
-                "student.tune": tune,
-                "rollout": {"kind": "vllm", "max_new_tokens": 6, "rows": 4},
-                "training.steps": STEPS,
-                "training.prompts_per_step": ROWS,
-            }
-            for name, more in NAMES.items():
-                with EngineServer(settings["student"]["model"]) as server:
-                    output = folder / tune / name
-                    told = {"rollout.server": server.url, "output": str(output)}
-                    recipe = write_recipe(folder / f"{tune}-{name}.yaml", changed(settings, changes | told))
+        together: list[list[str]] = []
+        with ExitStack() as stack:
+            servers: dict[tuple[str, str], EngineServer] = {}
+            for tune in TUNES:
+                settings = distill_settings(folder / tune)
+                for name, more in NAMES.items():
+                    server = stack.enter_context(EngineServer(settings["student"]["model"]))
+                    servers[tune, name] = server
+                    told = {"student.tune": tune, "output": str(folder / tune / name), "rollout.server": server.url}
+                    recipe = write_recipe(folder / f"{tune}-{name}.yaml", changed(settings, CHANGES | told))
                     if name == "one":
                         run_here(recipe)
                     else:
-                        torchrun(2, [[str(recipe), *more]], folder)
-                    self.salts[tune, name] = Counter(body["cache_salt"] for body in server.asked)
+                        together.append([str(recipe), *more])
+            torchrun(2, together, folder)
+            for key, server in servers.items():
+                self.salts[key] = Counter(body["cache_salt"] for body in server.asked)
 
     def metrics(self, tune: str, name: str) -> list[dict[str, Any]]:
         return list(read_lines(self.folder / tune / name / "metrics.jsonl"))
@@ -55,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["two", "shards"])
-@pytest.mark.parametrize("tune", ["lora", "full"])
+@pytest.mark.parametrize("tune", TUNES)
 def test_they_learn_as_one_process(runs: Runs, tune: str, name: str) -> None:
     timings = list(read_lines(runs.folder / tune / name / "timings.jsonl"))
     assert {line["processes"] for line in timings} == {2}
@@ -70,7 +76,7 @@ def test_they_learn_as_one_process(runs: Runs, tune: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("tune", ["lora", "full"])
+@pytest.mark.parametrize("tune", TUNES)
 def test_every_version_is_asked_for_once_by_each_row(runs: Runs, tune: str, name: str) -> None:
     salts = runs.salts[tune, name]
     assert sorted(salt[-6:] for salt in salts) == [f"{step:06d}" for step in range(STEPS)]
