@@ -79,10 +79,10 @@ def agrees(by_server: Path, in_process: Path) -> None:
     assert abs(last[0] - last[1]) < 0.1 * first
 
 
-def checked(path: Path) -> str:
+def checked(path: Path, *, offline: bool = False) -> str:
     """What `tutelage check` says of a recipe."""
     console = Console(file=io.StringIO(), width=500)
-    check(load_recipe(path), offline=False, step=False, display=Display(console))
+    check(load_recipe(path), offline=offline, step=False, display=Display(console))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

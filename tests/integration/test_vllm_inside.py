@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import changed, distill_settings, tutelage, write_recipe
+from pipeline.errors import RunError
+from tests.following import checked
+from tests.runs import changed, distill_settings, run_here, write_recipe
 from tests.servers.vllm import beside_vllm
 
 ROOT = Path(__file__).parents[2]
@@ -29,21 +31,18 @@ def test_in_a_process_that_has_vllm() -> None:
 
 
 def test_where_vllm_is_missing_nothing_is_begun(tmp_path: Path) -> None:
-    """Neither the run that writes by it, nor one that it needs first, nor its directory."""
+    """Neither the run that writes by it, nor one that it needs first, nor a directory of theirs."""
     settings = distill_settings(tmp_path)
     inside = {"rollout": {"kind": "vllm", "server": "inside", "max_new_tokens": 6}}
     first = write_recipe(tmp_path / "first.yaml", changed(settings, {**inside, "output": str(tmp_path / "first")}))
-    outer = changed(settings, {"prepare": {"first": str(first)}, "student.model": "prepared:first"})
-    for path in (first, write_recipe(tmp_path / "outer.yaml", outer)):
-        done = tutelage("run", str(path))
-        assert done.returncode == 1
-        (line,) = [line for line in done.stderr.splitlines() if "rollout.server" in line]
-        assert "vllm is not installed here; pip install vllm" in line
-        done = tutelage("check", str(path))
-        assert done.returncode == 1
-        assert "vllm is not installed here" in done.stderr
+    needs = {"prepare": {"first": {"recipe": str(first)}}, "student.model": "prepared:first"}
+    outer = write_recipe(tmp_path / "outer.yaml", changed(settings, needs))
+    told = r"^rollout.server: vllm is not installed here; pip install vllm beside tutelage, or .*$"
+    for path in (first, outer):
+        with pytest.raises(RunError, match=told):
+            run_here(path)
+        with pytest.raises(RunError, match=told):
+            checked(path)
     assert not (tmp_path / "first").exists()
     assert not (tmp_path / "run").exists()
-    said = tutelage("check", "--offline", str(first))
-    assert said.returncode == 0
-    assert "vllm, inside" in said.stdout
+    assert "vllm, inside" in checked(first, offline=True)
