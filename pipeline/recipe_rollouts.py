@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.errors import RunError
 from pipeline.recipe_values import AsTuple, Positive, named
@@ -85,8 +85,8 @@ class ServerStarted(Server):
     ready: Seconds = Field(900.0, description="seconds that it may take to start")
 
 
-# Of vLLM's EngineArgs, what the run says itself, and by which key, if any.
-_OURS = {
+# Of vLLM's EngineArgs, what the run says itself, and by which key, if any; `recipe_checks` refuses them.
+OURS = {
     "model": "student.model",
     "revision": "student.revision",
     "max_num_seqs": "rollout.rows",
@@ -99,14 +99,6 @@ _OURS = {
     # Its workers would be processes of their own, which nothing is handed to in memory.
     **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size"), "rollout.server=start, on more GPUs"),
 }
-
-
-def _not_ours(options: dict[str, Any]) -> dict[str, Any]:
-    for name in options:
-        if name in _OURS:
-            instead = f"; use {_OURS[name]}" if _OURS[name] else ""
-            raise ValueError(f"{name} is not to be set here: the run does that itself{instead}")
-    return options
 
 
 class EngineInside(Section):
@@ -124,7 +116,7 @@ class EngineInside(Section):
     sleep: bool = Field(
         True, description="between rollouts, when it holds none of the GPU's memory; without a GPU never"
     )
-    options: Annotated[dict[str, bool | int | float | str], AfterValidator(_not_ours)] = Field(
+    options: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="more of vLLM's EngineArgs, by their names in Python"
     )
 

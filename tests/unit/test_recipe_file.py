@@ -164,6 +164,18 @@ MISTAKES = {
         "12: rollout.server.url",
         ["missing"],
     ),
+    "what a run says itself to vLLM": (
+        "training:",
+        "rollout: {kind: vllm, server: {kind: inside, options: {max_num_seqs: 8}}}\ntraining:",
+        "12: rollout.server.options.max_num_seqs",
+        ["use rollout.rows"],
+    ),
+    "how long an engine inside is waited for": (
+        "training:",
+        "rollout: {kind: vllm, server: {kind: inside, silence: 3}}\ntraining:",
+        "12: rollout.server.silence",
+        [],
+    ),
     "a key of the other kind": (
         "training:",
         "rollout: {server: start}\ntraining:",
