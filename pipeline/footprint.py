@@ -18,6 +18,7 @@ from torch import nn
 
 from pipeline.recipe import DistillRecipe, LoraTuning, SftRecipe
 from pipeline.recipe_losses import chunk_bytes
+from pipeline.recipe_rollouts import EngineInside, VllmRollouts
 from pipeline.rollout.lean_weights import copies_fit
 from teachers.causal_lm import decoder
 from teachers.shards import layers_of
@@ -237,12 +238,17 @@ def footprint(
     # The lean engine multiplies by copies: in bf16, and on a CPU in an order of its own.
     packed = not gpu and copies_fit(student.numbers, products)
     copied = student.numbers * products.itemsize if packed or products.itemsize < student.item else 0
+    cache = rows * ahead * student.cache
+    writing: float = (trained_bytes + frozen if cut > 1 else 0) + cache + copied
+    if isinstance(recipe, DistillRecipe) and isinstance(recipe.rollout, VllmRollouts):
+        inside = isinstance(recipe.rollout.server, EngineInside)  # there it is the least that `memory` has to be
+        writing = student.numbers * student.item + cache if inside else 0.0
     return Footprint(
         weights=(trained_bytes + frozen) / cut,
         gradients=trained_bytes / cut,
         optimizer=student.trained * (MOMENTS + (8 if half else 0)) / cut,
         teachers=_at_rest(teachers, recipe, processes, gpu=gpu),
-        writing=(trained_bytes + frozen if cut > 1 else 0) + rows * ahead * student.cache + copied,
+        writing=writing,
         scoring=answers * (2 if recipe.sharding.teachers == "groups" else 1)
         + max((_in_turn(shape, recipe, processes, tokens, gpu=gpu) for shape in teachers), default=0.0),
         update=answers + gathered + activations + chunk + (student.head * 4 if student.trained_root else 0),

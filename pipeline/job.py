@@ -31,8 +31,10 @@ from pipeline.ranks import World
 from pipeline.recipe import Codebase, CodebaseSource, DistillRecipe, NewModel, SftRecipe
 from pipeline.recipe_file import LoadedRecipe, prepared_name
 from pipeline.recipe_losses import chunk_bytes
-from pipeline.recipe_rollouts import VllmRollouts
+from pipeline.recipe_rollouts import EngineInside, VllmRollouts
 from pipeline.remote import Desk
+from pipeline.rollout.inside import InsideGenerator
+from pipeline.rollout.inside_open import open_inside
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.rollout.vllm import VllmGenerator
 from pipeline.rollout.vllm_http import Access
@@ -96,7 +98,7 @@ class Parts:
     pool: Pool
     prompts: PromptSets
     desk: Desk
-    engine: VllmGenerator | None = None  # where the student's answers are written by a server
+    engine: VllmGenerator | InsideGenerator | None = None  # where vLLM writes the student's answers
 
 
 def resolve(job: Job, model: str, what: str = "model") -> str:
@@ -115,6 +117,7 @@ def resolve(job: Job, model: str, what: str = "model") -> str:
 
 def load_parts(job: Job) -> Parts:
     recipe = job.recipe
+    _require_room_inside(job)
     job.display.phase("loading prompts and models")
     model_path = _student_path(job)
     prompts = _prompts(job, model_path)
@@ -163,22 +166,45 @@ def load_parts(job: Job) -> Parts:
     return Parts(student, averages, selves, pool, prompts, desk, _engine(job, student))
 
 
-def _engine(job: Job, student: Student) -> VllmGenerator | None:
+def _engine(job: Job, student: Student) -> VllmGenerator | InsideGenerator | None:
     recipe, rollouts = job.recipe, job.recipe.rollout
     if not isinstance(rollouts, VllmRollouts) or not isinstance(recipe, DistillRecipe):
         return None
-    if job.in_shards:
-        raise RunError(
-            "rollout.kind: vllm is given whole weights, and the student is in shards; set sharding.student: false"
+    tokens = max(recipe.data.max_prompt_tokens, LEAST_PROMPT) + rollouts.max_new_tokens
+    if isinstance(rollouts.server, EngineInside):
+        return open_inside(
+            rollouts.server, student, rows=rollouts.rows, tokens=tokens, folder=job.folder, world=job.world
         )
     return open_vllm(
         rollouts,
         student,
-        tokens=max(recipe.data.max_prompt_tokens, LEAST_PROMPT) + rollouts.max_new_tokens,
+        tokens=tokens,
         folder=job.folder,
         access=Access(guard_of(recipe)),
         world=job.world,
         say=job.display.warn,
+        twin=partial(_loaded_whole, job, student) if job.in_shards else None,
+    )
+
+
+def _require_room_inside(job: Job) -> None:
+    """Raises RunError where vLLM's engine would have to stand whole in every process beside a part of the student."""
+    rollouts = job.recipe.rollout
+    if job.in_shards and isinstance(rollouts, VllmRollouts) and isinstance(rollouts.server, EngineInside):
+        raise RunError(
+            "rollout.server: inside has the whole model in every process, and the student is in shards; use "
+            "rollout.server=start, or sharding.student=false"
+        )
+
+
+def _loaded_whole(job: Job, student: Student) -> Student:
+    """Another one of the same, on the CPU, as it was before training."""
+    return load_student(
+        job.recipe.student,
+        model_path=student.key.path,
+        seed=job.recipe.seed,
+        chunk_bytes=1 << 20,
+        device=torch.device("cpu"),
     )
 
 
@@ -317,10 +343,7 @@ def whole_student(job: Job, parts: Parts) -> Student:
     from the last checkpoint, which is the end's. Only the main process needs it."""
     if not job.in_shards:
         return parts.student
-    recipe, key = job.recipe, parts.student.key
-    student = load_student(
-        recipe.student, model_path=key.path, seed=recipe.seed, chunk_bytes=1 << 20, device=torch.device("cpu")
-    )
+    student = _loaded_whole(job, parts.student)
     load_trainable_state(student, load_weights(list_checkpoints(job.folder / "checkpoints")[-1]))
     return student
 

@@ -19,7 +19,7 @@ from pipeline.privacy import parts_of
 from pipeline.recipe import Codebase, CodebaseSource
 from pipeline.recipe_file import LoadedRecipe
 from pipeline.recipe_optimizer import AdamW8bit
-from pipeline.recipe_rollouts import ServerStarted, VllmRollouts
+from pipeline.recipe_rollouts import EngineInside, ServerStarted, VllmRollouts
 from pipeline.tracking import unusable
 
 _HAS_VLLM = "from importlib.util import find_spec; print(find_spec('vllm') is not None)"
@@ -39,10 +39,14 @@ def _missing(part: LoadedRecipe) -> Iterator[str]:
     for name in recipe.tracking:
         if problem := unusable(name):
             yield f"{part.where('tracking')}: {problem}"
-    if isinstance(recipe.rollout, VllmRollouts) and isinstance(recipe.rollout.server, ServerStarted):
-        server = recipe.rollout.server
-        if problem := _without_vllm(server.python, server.environment):
-            yield f"{part.where('rollout', 'server', 'python')}: {problem}; name one that has vLLM"
+    server = recipe.rollout.server if isinstance(recipe.rollout, VllmRollouts) else None
+    if isinstance(server, ServerStarted) and (problem := _without_vllm(server.python, server.environment)):
+        yield f"{part.where('rollout', 'server', 'python')}: {problem}; name one that has vLLM"
+    if isinstance(server, EngineInside) and not is_installed("vllm"):
+        yield (
+            f"{part.where('rollout', 'server')}: vllm is not installed here; pip install vllm beside tutelage, or let "
+            "a server write by another environment's: rollout.server={kind: start, python: PYTHON}"
+        )
     if recipe.source is not None and any(isinstance(each, CodebaseSource) for each in recipe.data.sources.values()):
         yield from _without_grammar(recipe.source, part)
 

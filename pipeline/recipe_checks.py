@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pipeline.recipe_problems import did_you_mean
+from pipeline.recipe_rollouts import OURS
 from pipeline.tasks import DOMAINS
 from pipeline.yaml_lines import Key
 from teachers.config import GIFTS, Limits, Sandbox
@@ -41,6 +42,7 @@ def disagreements(data: Mapping[str, Any], prepared: Collection[str] = ()) -> li
         _domains,
         _writers,
         _temperatures,
+        _inside,
         _alone,
         _choices,
         _shards,
@@ -315,6 +317,14 @@ def _temperatures(data: Mapping[str, Any]) -> Iterator[Finding]:
     served = [name for name, t in section_of(data, "teachers").items() if section_of(t).get("kind") == "served"]
     if served and section_of(data, "rollout").get("temperature", 1) != 1:
         yield ("rollout", "temperature"), f"teachers.{served[0]} is served, and servers score at temperature 1; write 1"
+
+
+def _inside(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a run says itself to vLLM's engine."""
+    for name in section_of(data, "rollout", "server", "options"):
+        if name in OURS:
+            instead = f"; use {OURS[name]}" if OURS[name] else "; remove it"
+            yield ("rollout", "server", "options", name), f"the run says that to vLLM itself{instead}"
 
 
 def _alone(data: Mapping[str, Any]) -> Iterator[Finding]:

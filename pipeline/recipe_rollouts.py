@@ -1,4 +1,4 @@
-"""The part of a recipe about how the student writes its answers: in this process, or on a vLLM server that follows it.
+"""The part of a recipe about how the student writes its answers: by itself, or by a vLLM that follows it.
 
 Imports no torch.
 """
@@ -43,10 +43,17 @@ class LocalRollouts(Sampling):
         return ()
 
 
-# ---- a server that follows the student ----
+# ---- a vLLM that follows the student ----
 
 
-class ServerAt(Section):
+class Server(Section):
+    """How long a server is waited for."""
+
+    silence: Seconds = Field(300.0, description="without a token, after which a request is sent again from where it is")
+    patience: Seconds = Field(1800.0, description="without a token, after which the run stops; --resume goes on")
+
+
+class ServerAt(Server):
     """A vLLM server that somebody else starts, and starts again."""
 
     model_config = example("{kind: at, url: http://127.0.0.1:8000/v1}")
@@ -62,7 +69,7 @@ class ServerAt(Section):
     )
 
 
-class ServerStarted(Section):
+class ServerStarted(Server):
     """A vLLM server on this machine that the run starts, starts again when it dies, and stops."""
 
     model_config = example("{kind: start, python: /opt/vllm/bin/python, environment: {CUDA_VISIBLE_DEVICES: '1'}}")
@@ -76,25 +83,62 @@ class ServerStarted(Section):
     ready: Seconds = Field(900.0, description="seconds that it may take to start")
 
 
+# Of vLLM's EngineArgs, what the run says itself, and by which key, if any; `recipe_checks` refuses them.
+OURS = {
+    "model": "student.model",
+    "revision": "student.revision",
+    "max_num_seqs": "rollout.rows",
+    "max_model_len": "rollout.max_new_tokens and data.max_prompt_tokens",
+    "gpu_memory_utilization": "rollout.server.memory",
+    "enable_sleep_mode": "rollout.server.sleep",
+    **dict.fromkeys(("enable_lora", "max_lora_rank", "max_loras"), "student.tune"),
+    **dict.fromkeys(("load_format", "hf_overrides", "skip_tokenizer_init", "logprobs_mode", "generation_config"), ""),
+    **dict.fromkeys(("distributed_executor_backend", "data_parallel_size"), ""),
+    # Its workers would be processes of their own, which nothing is handed to in memory.
+    **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size"), "rollout.server=start, on more GPUs"),
+}
+
+
+class EngineInside(Section):
+    """vLLM's engine in this process, on its GPU: weights reach it in memory, and it sleeps while they are trained."""
+
+    model_config = example("{kind: inside, memory: 0.4, options: {enforce_eager: true}}")
+
+    kind: Literal["inside"]
+    memory: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="share of the GPU's, for its copy of the weights and its cache; without a GPU of RAM",
+    )
+    sleep: bool = Field(
+        True, description="between rollouts, when it holds none of the GPU's memory; without a GPU never"
+    )
+    options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="more of vLLM's EngineArgs, by their names in Python"
+    )
+
+
 def _server(value: Any) -> Any:
-    """`server: start`, or a URL alone."""
-    return {"kind": "at", "url": value} if isinstance(value, str) and value != "start" else named(value)
+    """`server: start` or `server: inside`, or a URL alone."""
+    if isinstance(value, str) and value not in ("start", "inside"):
+        return {"kind": "at", "url": value}
+    return named(value)
 
 
-Server = Annotated[ServerAt | ServerStarted, Field(discriminator="kind"), BeforeValidator(_server)]
+ServerChoice = Annotated[ServerAt | ServerStarted | EngineInside, Field(discriminator="kind"), BeforeValidator(_server)]
 
 
 class VllmRollouts(Sampling):
-    """On a vLLM server, which is given the student's weights before each step."""
+    """By vLLM, a server or inside this process, which is given the student's weights before each step."""
 
     model_config = example("{kind: vllm, server: start, max_new_tokens: 1024}")
 
     kind: Literal["vllm"]
-    server: Server = Field(
-        description="start, a URL, or either with more keys", examples=["http://127.0.0.1:8000/v1", "start"]
+    server: ServerChoice = Field(
+        description="inside, start, a URL, or any of them with more keys",
+        examples=["inside", "http://127.0.0.1:8000/v1", "start"],
     )
-    silence: Seconds = Field(300.0, description="without a token, after which a request is sent again from where it is")
-    patience: Seconds = Field(1800.0, description="without a token, after which the run stops; --resume goes on")
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -32,12 +32,14 @@ from pipeline.ranks import world_of
 from pipeline.recipe import DistillRecipe
 from pipeline.recipe_checks import model_keys
 from pipeline.recipe_file import LoadedRecipe, prepared_name
+from pipeline.recipe_rollouts import VllmRollouts
 from pipeline.report.page import write_report
 from pipeline.rollout.protocol import SamplingSettings
 from pipeline.run_directory import clean_up, locked, open_run, status, write_status
 from pipeline.sharding import make_accelerator
 from pipeline.tracking import leaks, open_tracking
 from pipeline.trainer import advance, peak_bytes, train
+from teachers.shards import whole
 
 
 def run(loaded: LoadedRecipe, *, resume: bool, extend: bool, display: Display) -> Path:
@@ -224,7 +226,8 @@ def _check(
         try:
             _describe_parts(job, parts)
             loop = build_loop(job, parts)
-            _try_engine(job, parts)
+            with whole(parts.student):
+                _try_engine(job, parts)
             preflight(job, parts, loop, peak_bytes)
             if step:
                 _try_step(job, loop)
@@ -241,7 +244,8 @@ def _describe(loaded: LoadedRecipe, folder: Path, display: Display) -> None:
     rows: list[list[str | float | None]] = [["method", recipe.method], ["output", str(folder)]]
     rows += [[f"prepare {name}", str(inner.path)] for name, inner in loaded.prepared.items()]
     rows += [["student", str(recipe.student.model)], ["tune", recipe.student.tune.kind]]
-    rows += [["rollouts", recipe.rollout.kind]]
+    by = f", {recipe.rollout.server.kind}" if isinstance(recipe.rollout, VllmRollouts) else ""
+    rows += [["rollouts", recipe.rollout.kind + by]]
     rows += [[f"source {name}", source.kind] for name, source in recipe.data.sources.items()]
     rows += [[f"teacher {name}", config.kind] for name, config in recipe.teachers.items()]
     rows += [["steps", str(recipe.training.steps)], ["prompts per step", str(recipe.training.prompts_per_step)]]
@@ -271,11 +275,11 @@ def _describe_parts(job: Job, parts: Parts) -> None:
 
 
 def _try_engine(job: Job, parts: Parts) -> None:
-    """Has a server that is to write take the student's weights. Raises RunError where it cannot."""
+    """Has what is to write take the student's weights. Raises RunError where it cannot."""
     if parts.engine is not None:
         parts.engine.follow(SamplingSettings.from_recipe(job.recipe.rollout), job.recipe.seed, 0)
         apart = f"{parts.engine.apart:.2g} nats per token from the student's own"
-        job.display.note(f"rollouts: {parts.engine.engine.root} follows the student; its log-probabilities are {apart}")
+        job.display.note(f"rollouts: {parts.engine.where} follows the student; its log-probabilities are {apart}")
 
 
 def _try_step(job: Job, loop: Loop) -> None:

@@ -13,7 +13,7 @@ journal.sqlite     every question to remote teachers, and their answers
 ledger.json        what those came to
 journal/           the rollouts of steps that no checkpoint holds yet
 checkpoints/       step-000025, …
-engine.log         what a server that writes rollouts said; engine/: the weights that it has, while the run goes on
+engine.log         what a vLLM that writes rollouts said; engine/: the weights that a server has, while the run goes on
 prepared/          the runs this one needed first; compare/ those it is compared with
 initial/           a new student before training
 evaluations/       each model's scores and answers; evaluation.json: all of them, side by side
@@ -60,7 +60,7 @@ ADJUSTABLE = (
 # How hard remote teachers are asked, where they are and what they may cost: what they say stays the same. And guards: a
 # run that one of them stopped may go on without it.
 _HOW_ASKED = re.compile(
-    r"^(rollout\.(server|silence|patience)\b|pool\.(quorum|below_quorum|budget|journal|model_change|student_price)\b|guards\b|privacy\.|teachers\.[^.]+\.(limits|budget|price|provider|url|key)\b)"
+    r"^(rollout\.server\b|pool\.(quorum|below_quorum|budget|journal|model_change|student_price)\b|guards\b|privacy\.|teachers\.[^.]+\.(limits|budget|price|provider|url|key)\b)"
 )
 EXTENDABLE = ("training.steps", "teachers.", "data.sources.", "routing", "prepare.", "evaluation.")
 

@@ -7,51 +7,46 @@ hangs on what else the server computes beside them, so a run is repeated from it
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.errors import RunError
-from pipeline.ranks import World
-from pipeline.rollout.protocol import OnFinished, SamplingSettings, require_room
+from pipeline.rollout.protocol import OnFinished, SamplingSettings
+from pipeline.rollout.rows import Row, rows_of
 from pipeline.rollout.vllm_engine import Engine
-from pipeline.rollout.vllm_http import Access, Waiting, Wire
-from pipeline.rollout.vllm_probe import require_same
-from pipeline.rollout.vllm_weights import Published, publish, withdraw
-from pipeline.rollout.vllm_writing import Row, Writing
+from pipeline.rollout.vllm_following import Follower
+from pipeline.rollout.vllm_http import Wire
+from pipeline.rollout.vllm_writing import Writing
 from pipeline.student import Student
 from pipeline.types import Prompt, Rollout
-
-MOST_BANNED = 1024  # padded rows of a vocabulary that are kept from being drawn, one by one
 
 
 @dataclass(eq=False)
 class VllmGenerator:
-    """A `Generator` (see `protocol.py`). place: for the weights. drafts: for what is being written.
+    """A `Generator` (see `protocol.py`). drafts: for what is being written. continued: how many completions went on
+    from tokens they had."""
 
-    apart: nats per token between the server's log-probabilities and the student's, as found last. continued: how many
-    completions went on from tokens they had.
-    """
-
-    student: Student
-    engine: Engine
-    access: Access
-    waiting: Waiting
-    place: Path
+    follower: Follower
     drafts: Path
-    world: World
-    apart: float = 0.0
     continued: int = 0
-    _tag: str = ""
-    _followed: tuple[int, int] | None = None
-    _banned: tuple[int, ...] = field(default=(), repr=False)
 
-    def __post_init__(self) -> None:
-        # No name was ever used before: an adapter, or a cache, that a server still has from another run is not ours.
-        self._tag = self.world.gather(secrets.token_hex(4))[0]
-        self._banned = _banned(self.student)
+    @property
+    def student(self) -> Student:
+        return self.follower.student
+
+    @property
+    def engine(self) -> Engine:
+        return self.follower.engine
+
+    @property
+    def apart(self) -> float:
+        """Nats per token between the server's log-probabilities and the student's, as found last."""
+        return self.follower.apart
+
+    @property
+    def where(self) -> str:
+        """What people call it."""
+        return self.engine.root
 
     def generate(
         self,
@@ -69,81 +64,32 @@ class VllmGenerator:
             DataError: a prompt is empty, or leaves no room for `max_new_tokens` in the model's context.
             RunError: the server is not there, does not come back, or cannot follow the student.
         """
-        for prompt, prompt_ids in prompts:
-            require_room(prompt, prompt_ids, settings, self.student.lm.context)
-        rows = [
-            Row(prompt, tuple(prompt_ids), index)
-            for prompt, prompt_ids in prompts
-            for index in range(settings.samples_per_prompt)
-        ]
+        rows = rows_of(prompts, settings, self.student.lm.context)
         self.follow(settings, seed, policy_version)
         writing = Writing(
             engine=self.engine,
-            waiting=self.waiting,
+            waiting=self.follower.waiting,
             lm=self.student.lm,
-            banned=self._banned,
+            banned=self.follower.banned,
             settings=settings,
             seed=seed,
             step=step,
             version=policy_version,
             drafts=self.drafts,
-            rank=self.world.rank,
+            rank=self.follower.world.rank,
             on_finished=on_finished,
         )
         written = asyncio.run(self._written(writing, rows))
         self.continued += len(writing.continued)
         return [written[row.rollout_id] for row in rows]
 
-    def close(self) -> None:
-        """Ends a server that the run has started, and removes the weights: a resumed run publishes its own."""
-        self.engine.close()
-        if self.world.is_main and self.engine.published is not None:
-            withdraw(self.engine.published)
-
     def follow(self, settings: SamplingSettings, seed: int, version: int) -> None:
-        """Gives the server the weights as they are now, unless it has them: the main process does, for all.
+        """Gives the server the weights as they are now, as `Follower.follow` says."""
+        self.follower.follow(settings, seed, version)
 
-        seed: that of this attempt; after a roll-back the same version has other weights.
-        """
-        if self._followed == (seed, version):
-            return
-        name = f"student-{self._tag}-{seed}-{version:06d}"
-        if self.world.is_main:
-            old = asyncio.run(self._told(publish(self.student, self.place, name, version), settings))
-            if old is not None:
-                withdraw(old)
-        self.engine.root = self.world.gather(self.engine.root)[0]
-        if not self.world.is_main:
-            asyncio.run(self._joined(Published(name, self.place / name, version)))
-        self._followed = (seed, version)
-
-    async def _told(self, published: Published, settings: SamplingSettings) -> Published | None:
-        async with Wire(self.engine.root, self.access) as wire:
-            old = await self.engine.follow(wire, published)
-            lm = self.student.lm
-            self.apart = await require_same(self.engine, wire, lm, self._banned, settings, self.waiting)
-            return old
-
-    async def _joined(self, published: Published) -> None:
-        async with Wire(self.engine.root, self.access) as wire:
-            await self.engine.join(wire, published)
+    def close(self) -> None:
+        self.follower.close()
 
     async def _written(self, writing: Writing, rows: Sequence[Row]) -> dict[str, Rollout]:
-        async with Wire(self.engine.root, self.access) as wire:
+        async with Wire(self.engine.root, self.follower.access) as wire:
             return await writing.run(wire, rows)
-
-
-def _banned(student: Student) -> tuple[int, ...]:
-    """Entries of the model's vocabulary that its tokenizer does not know.
-
-    Raises RunError where they are too many to be named to a server.
-    """
-    size = student.lm.vocab_size
-    model: Any = student.lm.model
-    rows = model.get_output_embeddings().weight.shape[0]
-    if rows - size > MOST_BANNED:
-        raise RunError(
-            f"student.model: its vocabulary has {rows - size} entries that its tokenizer does not know, which a server "
-            "would draw; use rollout.kind=local"
-        )
-    return tuple(range(size, rows))

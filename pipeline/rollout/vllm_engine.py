@@ -222,11 +222,11 @@ def flags_of(following: Following, *, name: str, dtype: str, context: int, rows:
     if following == "adapter":
         assert rank is not None
         # One is in use while the one before it is let go.
-        flags += ["--enable-lora", "--max-lora-rank", str(_room(rank)), "--max-loras", "2"]
+        flags += ["--enable-lora", "--max-lora-rank", str(room_of(rank)), "--max-loras", "2"]
     return flags
 
 
-def _room(rank: int) -> int:
+def room_of(rank: int) -> int:
     """The least of vLLM's own sizes that holds an adapter of this rank."""
     for size in VLLM_RANKS:
         if rank <= size:

@@ -30,7 +30,7 @@ async def require_same(
 
     Raises RunError where the two differ by more than MOST: other weights, another model, another temperature.
     """
-    prompt = lm.tokenizer.encode(_TEXT, add_special_tokens=False)[: max(1, lm.context - TOKENS)]
+    prompt = sentence(lm)
     assert engine.published is not None
     body = question(
         engine.asked_as,
@@ -43,11 +43,27 @@ async def require_same(
         banned=banned,
     )
     ids, logprobs = await _written(wire, body, lm, engine.root, waiting.silence)
+    return require_near(lm, prompt, ids, logprobs, settings.temperature, engine.root)
+
+
+def sentence(lm: CausalLM) -> list[int]:
+    """What an engine goes on from when it is tried."""
+    ids: list[int] = lm.tokenizer.encode(_TEXT, add_special_tokens=False)[: max(1, lm.context - TOKENS)]
+    return ids
+
+
+def require_near(
+    lm: CausalLM, prompt: list[int], ids: list[int], logprobs: Sequence[float], temperature: float, who: str
+) -> float:
+    """Mean |difference| of `logprobs` of `ids` after `prompt` from the student's own, in nats per token.
+
+    Raises RunError where it is more than MOST.
+    """
     ours = _scored(lm, prompt, ids)
-    there = fmean(abs(a - b) for a, b in zip(logprobs, at(ours, ids, settings.temperature), strict=True))
+    there = fmean(abs(a - b) for a, b in zip(logprobs, at(ours, ids, temperature), strict=True))
     if there <= MOST:
         return there
-    if settings.temperature != 1.0:
+    if temperature != 1.0:
         raw = fmean(abs(a - b) for a, b in zip(logprobs, at(ours, ids, 1.0), strict=True))
         if raw <= MOST:
             raise RunError(
@@ -55,7 +71,7 @@ async def require_same(
                 "it with --logprobs-mode processed_logprobs"
             )
     raise RunError(
-        f"rollout.server: {engine.root} computes something else than the student: {there:.2f} nats per token apart on "
+        f"rollout.server: {who} computes something else than the student: {there:.2f} nats per token apart on "
         f"average, and {MOST} is the most; let it serve the student's own model, unquantized"
     )
 

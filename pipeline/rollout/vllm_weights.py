@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.export.form import Form
 from pipeline.export.weights import merged, write_weights
@@ -47,13 +47,34 @@ def withdraw(published: Published) -> None:
     shutil.rmtree(published.folder, ignore_errors=True)
 
 
+UNTIED = {"tie_word_embeddings": False}  # of a model's config, on a CPU
+
+
 @torch.no_grad()
-def _write_model(student: Student, folder: Path) -> None:
-    """On a CPU a head that is tied to the embedding is written apart: vLLM 0.32 packs it once and for all when it
+def named_weights(student: Student) -> dict[str, Tensor]:
+    """All weights by the names that they have in a checkpoint, the student's own tensors where they can be."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    plain = _plain(student)
+    first: dict[tuple[int, torch.Size], str] = {}  # tied ones under the embedding's name alone
+    for name, tensor in plain.state_dict().items():
+        first.setdefault((tensor.data_ptr(), tensor.shape), name)
+    state = plain.state_dict()
+    weights: dict[str, Tensor] = revert_weight_conversion(plain, {name: state[name] for name in first.values()})
+    return weights
+
+
+def _plain(student: Student) -> Any:
+    """One model. On a CPU a head that is tied to the embedding is apart: vLLM 0.32 packs it once and for all when it
     starts, and a reload of the embedding leaves the old head in use without a word (seen here)."""
     plain: Any = merged(student.lm.model)
     if student.device.type == "cpu" and getattr(plain.config, "tie_word_embeddings", False):
-        plain.config.tie_word_embeddings = False
+        plain.config.update(UNTIED)
         plain.get_output_embeddings().weight = nn.Parameter(plain.get_output_embeddings().weight.detach().clone())
-    plain.save_pretrained(folder)
+    return plain
+
+
+@torch.no_grad()
+def _write_model(student: Student, folder: Path) -> None:
+    _plain(student).save_pretrained(folder)
     student.lm.tokenizer.save_pretrained(folder)

@@ -62,9 +62,22 @@ def question(
 
     Everything that a server could have a default of its own for is said.
     """
-    body: dict[str, Any] = {
+    return {
         "model": model,
         "prompt": list(token_ids),
+        **drawn(settings, left=left, seed=seed, end_ids=end_ids, banned=banned),
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+        "cache_salt": salt,
+        "stream": True,
+    }
+
+
+def drawn(
+    settings: SamplingSettings, *, left: int, seed: int, end_ids: Sequence[int], banned: Sequence[int] = ()
+) -> dict[str, Any]:
+    """How tokens are drawn, by vLLM's names, which are the same in a request and in Python. As in `question`."""
+    params: dict[str, Any] = {
         "max_tokens": left,
         "temperature": settings.temperature,
         "top_p": settings.top_p,
@@ -77,12 +90,8 @@ def question(
         "stop_token_ids": list(end_ids),
         "ignore_eos": True,  # the ends are ours, all of them
         "logprobs": 0,
-        "return_token_ids": True,
-        "return_tokens_as_token_ids": True,
-        "cache_salt": salt,
-        "stream": True,
     }
-    return body | ({"logit_bias": {str(token): -100.0 for token in banned}} if banned else {})
+    return params | ({"logit_bias": dict.fromkeys(banned, -100.0)} if banned else {})
 
 
 def piece_of(line: str, vocab_size: int) -> Piece | None:

@@ -17,32 +17,17 @@ from typing import TYPE_CHECKING
 from pipeline.errors import RunError
 from pipeline.rollout.drafts import Draft, DraftLog
 from pipeline.rollout.protocol import OnFinished, SamplingSettings
-from pipeline.rollout.segments import segment, think_tags
-from pipeline.rollout.stopping import Finish, stopping_of
+from pipeline.rollout.rows import Endings, Row
 from pipeline.rollout.vllm_engine import Engine
 from pipeline.rollout.vllm_http import EngineError, Waiting, Wire, error_of
 from pipeline.rollout.vllm_wire import COMPLETIONS, BadStreamError, piece_of, question, seed_of
-from pipeline.types import Prompt, Rollout
+from pipeline.types import Rollout
 
 if TYPE_CHECKING:
-    from pipeline.rollout.segments import ThinkTags
-    from pipeline.rollout.stopping import Stopping
+    from pipeline.rollout.stopping import Finish
     from teachers.causal_lm import CausalLM
 
 AGAIN = (0.2, 10.0)  # seconds before a request is sent again: at first, and at most
-
-
-@dataclass(frozen=True)
-class Row:
-    """One completion to write."""
-
-    prompt: Prompt
-    prompt_ids: tuple[int, ...]
-    sample_index: int
-
-    @property
-    def rollout_id(self) -> str:
-        return f"{self.prompt.prompt_id}/{self.sample_index}"
 
 
 @dataclass(eq=False)
@@ -68,12 +53,8 @@ class Writing:
     heard: float = 0.0
 
     @cached_property
-    def _stopping(self) -> Stopping:
-        return stopping_of(self.lm, self.settings)
-
-    @cached_property
-    def _tags(self) -> ThinkTags | None:
-        return think_tags(self.lm.tokenizer)
+    def _endings(self) -> Endings:
+        return Endings(self.lm, self.settings)
 
     async def run(self, wire: Wire, rows: Sequence[Row]) -> dict[str, Rollout]:
         """Every row's rollout, by its id, `settings.rows` of them at once; the first that cannot be had ends all."""
@@ -92,7 +73,7 @@ class Writing:
             draft = left.get(row.rollout_id, Draft())
             async with turns:
                 finish = await self._finish(wire, row, draft, log)
-            written[row.rollout_id] = rollout = self._rollout(row, draft, finish)
+            written[row.rollout_id] = rollout = self._endings.rollout(row, draft, finish)
             if self.on_finished is not None:
                 self.on_finished([rollout])
 
@@ -108,7 +89,7 @@ class Writing:
     async def _finish(self, wire: Wire, row: Row, draft: Draft, log: DraftLog) -> Finish:
         """Asks until it ends, each time from where it is. Raises RunError where that leads nowhere."""
         engine, clock = self.engine, asyncio.get_running_loop().time
-        finish = self._stopping.finish(draft.token_ids) if draft.token_ids else None
+        finish = self._endings.finish(draft)
         since, pause = clock(), AGAIN[0]
         while finish is None:
             had, seen = len(draft.token_ids), engine.restarts
@@ -147,7 +128,7 @@ class Writing:
             self.settings,
             left=self.settings.max_new_tokens - written,
             seed=seed_of(self.seed, self.step, prompt.prompt_id, row.sample_index, written),
-            end_ids=sorted(self._stopping.end_ids | self._stopping.stop_ids),
+            end_ids=self._endings.ids,
             salt=self.engine.published.name,
             banned=self.banned,
         )
@@ -163,20 +144,6 @@ class Writing:
                 self.heard = clock()
                 for token, logprob in zip(piece.token_ids, piece.logprobs, strict=True):
                     log.add(row.rollout_id, draft, [token], [logprob], self.version)
-                    if (finish := self._stopping.finish(draft.token_ids)) is not None:
+                    if (finish := self._endings.finish(draft)) is not None:
                         return finish  # what the server has written beyond a stop string is not taken
         return None
-
-    def _rollout(self, row: Row, draft: Draft, finish: Finish) -> Rollout:
-        whole = self.settings.top_p == 1.0 and self.settings.top_k == 0
-        logprobs = tuple(draft.logprobs)
-        return Rollout(
-            prompt=row.prompt,
-            sample_index=row.sample_index,
-            prompt_ids=row.prompt_ids,
-            segments=segment(draft.token_ids, finish.reason, self._tags, row.prompt_ids, finish.past_stop),
-            finish_reason=finish.reason,
-            model_logprobs=logprobs if whole else (),  # what was cut away, a server does not say
-            sampling_logprobs=logprobs,
-            policy_versions=tuple(draft.versions),
-        )

@@ -34,6 +34,15 @@ def vllm_python() -> str:
     pytest.skip(f"no vLLM: run .ci/vllm and set {PYTHON} to what it prints")
 
 
+def beside_vllm() -> dict[str, str]:
+    """An environment in which this python finds vLLM and what comes with it, and of the rest what it has itself."""
+    python = vllm_python()
+    asked = [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
+    there = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    path = os.pathsep.join([str(Path(__file__).parents[2]), there])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

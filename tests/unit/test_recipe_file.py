@@ -164,10 +164,22 @@ MISTAKES = {
         "12: rollout.server.url",
         ["missing"],
     ),
+    "what a run says itself to vLLM": (
+        "training:",
+        "rollout: {kind: vllm, server: {kind: inside, options: {max_num_seqs: 8}}}\ntraining:",
+        "12: rollout.server.options.max_num_seqs",
+        ["use rollout.rows"],
+    ),
+    "how long an engine inside is waited for": (
+        "training:",
+        "rollout: {kind: vllm, server: {kind: inside, silence: 3}}\ntraining:",
+        "12: rollout.server.silence",
+        [],
+    ),
     "a key of the other kind": (
         "training:",
-        "rollout: {silence: 3}\ntraining:",
-        "12: rollout.silence",
+        "rollout: {server: start}\ntraining:",
+        "12: rollout.server",
         [],
     ),
     "list": ("training:", "rollout: {stop: abc}\ntraining:", "12: rollout.stop", ["list"]),
@@ -535,6 +547,8 @@ def test_a_resolved_recipe_reads_back_equal(tmp_path: Path, monkeypatch: pytest.
     ("server", "meant"),
     [
         ("start", {"kind": "start"}),
+        ("inside", {"kind": "inside", "sleep": True, "options": {}}),
+        ("{kind: inside, memory: 0.5, options: {enforce_eager: true}}", {"options": {"enforce_eager": True}}),
         ("http://10.0.0.5:8000/v1", {"kind": "at", "url": "http://10.0.0.5:8000/v1"}),
         ("{kind: start, python: /opt/bin/python, flags: [--enforce-eager], environment: {A: '1'}}", {"kind": "start"}),
     ],

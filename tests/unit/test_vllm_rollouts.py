@@ -68,7 +68,7 @@ def server(tmp_path: Path) -> Iterator[EngineServer]:
 
 def generator_of(student: Student, server: EngineServer, folder: Path, **more: Any) -> VllmGenerator:
     rollouts = VllmRollouts.model_validate(
-        {"kind": "vllm", "server": {"kind": "at", "url": server.url}, "silence": 20.0, "patience": 20.0, **more}
+        {"kind": "vllm", "server": {"kind": "at", "url": server.url, "silence": 20.0, "patience": 20.0, **more}}
     )
     assert isinstance(rollouts.server, ServerAt)
     return open_vllm(
