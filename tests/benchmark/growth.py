@@ -5,8 +5,9 @@
 
 One of the three grows, the others stay: 64 new tokens, a vocabulary of 6,400, one teacher for each prompt; 8 prompts a
 step, 20 where teachers grow. Models as in `shapes.py`, a LoRA student in fp32. Each point is a process of its own, and
-the points of a line take turns. Memory is the most that a step takes above what stood before it, less the gradients and
-the optimizer's two moments of all that is trained.
+the points of a line take turns. Memory is the most that a process takes above what stood before its first step. In it
+are the gradients and moments of the adapter, which grow with none of the three, and the weights of the teacher whose
+turn it is, which come from their file and whose head grows with the vocabulary.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def plot(lines: Mapping[str, Sequence[Point]], found: Mapping[str, Mapping[Point
         panel.plot(times, times, color="0.7", linestyle=":", label="in proportion")
         for label, marker, values in (
             ("seconds", "o", [own[point].seconds for point in points]),
-            ("memory beyond the models", "s", [own[point].extra for point in points]),
+            ("memory above the start", "s", [own[point].extra for point in points]),
         ):
             panel.plot(times, [value / values[0] for value in values], marker=marker, label=label)
         panel.set_title(f"{name}: {sizes[0]:,} to {sizes[-1]:,}")
