@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.checkpoint import newest_step
 from pipeline.errors import ModelError, RunError
 from pipeline.export.form import Form
 from pipeline.export.weights import kinds_of, write_weights
+from pipeline.files import read_lines
 from pipeline.new_model import model_from_config
 from pipeline.optim import build_optimizer
 from pipeline.quantize.grids import encoded
@@ -326,18 +327,26 @@ def test_what_cannot_be_quantized_is_refused_in_one_line(
 
 # ---- whole runs ----
 
+ANSWERS = 8  # to each held-out prompt
 
-def kl_to(teacher: PreTrainedModel, student: PreTrainedModel, ids: Tensor) -> float:
-    """Mean KL(student ‖ teacher) over all positions, nats."""
+
+def kl_to(teacher: PreTrainedModel, student: PreTrainedModel, texts: Sequence[tuple[Tensor, int]]) -> float:
+    """Mean KL(student ‖ teacher) over answers, nats per token. texts: ids (n, T), and how many are a prompt."""
+    found = []
     with torch.no_grad():
-        log_p, log_q = (model(input_ids=ids, use_cache=False).logits.log_softmax(-1) for model in (student, teacher))
-    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        for ids, start in texts:
+            log_p, log_q = (
+                model(input_ids=ids, use_cache=False).logits[:, start - 1 : -1].log_softmax(-1)
+                for model in (student, teacher)
+            )
+            found.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
+    return sum(found) / len(found)
 
 
 def test_trained_quantized_is_nearer_than_quantized_afterwards(tmp_path: Path) -> None:
     """The same recipe twice, with `student.quantize` and without; what was trained without is quantized at its end by
-    the same rounding. The teacher is the student with other weights nearby. It is
-    measured on texts that training did not see."""
+    the same rounding. The teacher is the student with other weights nearby. It is measured on answers to prompts that
+    training did not see."""
     settings = distill_settings(tmp_path)
     model = plain_of(settings["student"]["model"])
     generator = torch.Generator().manual_seed(5)
@@ -350,28 +359,36 @@ def test_trained_quantized_is_nearer_than_quantized_afterwards(tmp_path: Path) -
     teachers = {"specialist": {"kind": "transformers", "model": str(tmp_path / "specialist"), "dtype": "float32"}}
     settings = changed(
         {**settings, "teachers": teachers, "routing": "all"},
-        {"training.steps": 60, "training.prompts_per_step": 8, "training.learning_rate": 3e-3,
-         "training.checkpoint_every": 60, "rollout.max_new_tokens": 16, "training.tokens_per_forward": 1000},
+        {"training.steps": 60, "training.prompts_per_step": 8, "training.learning_rate": 1e-3,
+         "training.checkpoint_every": 60, "training.tokens_per_forward": 1000, "rollout.max_new_tokens": 16,
+         "evaluation.prompts_per_domain": 4},
     )  # fmt: skip
     plain = run_here(write_recipe(tmp_path / "plain.yaml", {**settings, "output": str(tmp_path / "plain")}))
     quantize = {"kind": "mxfp4"}
     aware_settings = changed({**settings, "output": str(tmp_path / "aware")}, {"student.quantize": quantize})
     aware = run_here(write_recipe(tmp_path / "aware.yaml", aware_settings))
     afterwards = student_of(str(plain / "model"), quantize).model
-    held_out = held_out_texts()
     teacher = plain_of(str(tmp_path / "specialist"))
+    held_out = answers_of(teacher, [line["prompt"] for line in read_lines(plain / "evaluations/base.samples.jsonl")])
     nearer = kl_to(teacher, plain_of(str(aware / "model")), held_out)
     after = kl_to(teacher, afterwards, held_out)
     assert nearer < 0.9 * after, (nearer, after)
 
 
-def held_out_texts() -> Tensor:
-    """Rows of text that no task asks."""
+def answers_of(teacher: PreTrainedModel, prompts: Sequence[str]) -> list[tuple[Tensor, int]]:
+    """Each prompt with eight answers of 16 tokens, drawn from the teacher."""
     tokenizer = tiny_tokenizer()
-    texts = [f"What is {a} + {b}? Sort the letters of word {a}{b}" for a in range(31, 47, 2) for b in (58, 67)]
-    rows = [tokenizer.encode(text)[:32] for text in texts]
-    width = min(map(len, rows))
-    return torch.tensor([row[:width] for row in rows])
+    torch.manual_seed(0)
+    texts = []
+    for prompt in prompts:
+        ids = torch.tensor([tokenizer.encode(prompt)] * ANSWERS)
+        start = ids.shape[1]
+        with torch.no_grad():
+            for _ in range(16):
+                logits = teacher(input_ids=ids, use_cache=False).logits[:, -1]
+                ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1)], dim=1)
+        texts.append((ids, start))
+    return texts
 
 
 def test_a_run_leaves_its_student_in_4_bits_and_resumes_exactly(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_the_others_move_as_torchs_adamw_moves_them() -> None:
 
 
 SHARDED = """
-import json, sys
+import json, os, sys
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -157,8 +157,11 @@ found = {"processes": dist.get_world_size(), "apart": apart,
          "sharded": all(isinstance(p, DTensor) for p in parameters.values()),
          "own": [list(optimizer.state[parameters[n]]["momentum"].to_local().shape) for n in ("wide.weight", "experts")]}
 if dist.get_rank() == 0:
-    json.dump(found, open(sys.argv[1], "w"))
+    with open(sys.argv[1], "w") as file:
+        json.dump(found, file)
+dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads may end the interpreter with an error while it is taken down, and nothing is left to do
 """
 
 
