@@ -20,7 +20,6 @@ try:
 
     from pipeline import completion
     from pipeline.cli_errors import machine_problem, one_line_errors, rank
-    from pipeline.heap import keep_less
 except KeyboardInterrupt:  # these take a tenth of a second, in which one sees that the command was the wrong one
     sys.stderr.write("interrupted\n")
     sys.exit(INTERRUPTED)
@@ -362,7 +361,6 @@ def set_environment(threads: int, *, offline: bool) -> None:
         quiet |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
-    keep_less()
     for name in ("torchao", "torch.utils._pytree"):  # the first says which of its kernels are for other machines
         logging.getLogger(name).setLevel(logging.ERROR)
 
